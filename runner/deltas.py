@@ -1,0 +1,41 @@
+"""What one chunk of an answer adds: the unit that is echoed, timed and written to deltas.jsonl."""
+
+from __future__ import annotations
+
+import enum
+from typing import Any, NamedTuple
+
+
+class DeltaKind(enum.Enum):
+    """What a delta carries. TTFT, gaps and the idle deadline count content; the rest is evidence only."""
+
+    TEXT = "text"
+    REFUSAL = "refusal"
+    REASONING = "reasoning"
+    TOOL = "tool"  # arguments or name of a tool or function call
+    PROGRESS = "progress"  # the server is at work (a Responses tool event): no content, but not idle
+    EMPTY = "empty"  # a role, a finish reason, a bookkeeping event: neither content nor progress
+
+    @property
+    def is_content(self) -> bool:
+        """Whether it counts for TTFT and for the gaps between content chunks."""
+        return self in _CONTENT
+
+    @property
+    def is_progress(self) -> bool:
+        """Whether it pushes the idle deadline back."""
+        return self is not DeltaKind.EMPTY
+
+
+_CONTENT = frozenset({DeltaKind.TEXT, DeltaKind.REFUSAL, DeltaKind.REASONING, DeltaKind.TOOL})
+
+
+class Delta(NamedTuple):
+    """One increment of one choice or one Responses event."""
+
+    kind: DeltaKind
+    payload: dict[str, Any]
+    """What deltas.jsonl keeps. Chat: the API's own delta object plus its choice `index`. Legacy completions:
+    `{"index", "text"}`. Responses: the event with its `type`, less the whole `response` that the final record has."""
+    text: str = ""
+    """The visible text of it (content or refusal); empty for reasoning and tool calls. `stop_after` counts it."""

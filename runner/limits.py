@@ -1,0 +1,76 @@
+"""Every bound in one place, each with its reason.
+
+A bound here is a promise about memory, time or names; what a user may tune is in `settings`.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+
+# ── Input ────────────────────────────────────────────────────────────────────────────────────────────────────────
+MAX_LINE_BYTES: Final = 64 * MIB
+"""A longer input line is a rejected record. The API takes 50 MB of image payload a request; base64 adds a third."""
+MAX_CUSTOM_ID_CHARS: Final = 512
+"""A longer custom_id is a rejected record: ids are copied into every delta line."""
+MAX_JSON_DEPTH: Final = 512
+"""A deeper body is a rejected record. orjson itself refuses at 1024; tool schemas in the wild stay below 40."""
+READ_BLOCK_BYTES: Final = 256 * KIB
+"""One read of the jobs file."""
+SOURCE_BATCH_JOBS: Final = 64
+"""Jobs parsed in one visit to the reader thread: enough to amortise the thread switch (~80 µs)."""
+SOURCE_BATCH_BYTES: Final = 1 * MIB
+"""…or this many bytes of lines, whichever comes first, so that large lines don't pile up."""
+
+# ── Server ───────────────────────────────────────────────────────────────────────────────────────────────────────
+MAX_SSE_LINE_BYTES: Final = 16 * MIB
+"""One line of an event stream. A Responses terminal event repeats the whole answer: 128 k tokens are about 1 MiB,
+base64 images of the image tool some MiB. A 200 MB line took a plain client from 73 to 837 MB."""
+MAX_STREAM_BYTES: Final = 512 * MIB
+"""One streamed body. An endless stream ends here at the latest: 10 million chunks of 50 bytes."""
+MAX_BODY_BYTES: Final = 64 * MIB
+"""One body that isn't streamed (embeddings of 2,048 inputs × 3,072 dimensions are 80 MB as text; users batch less)."""
+MAX_ERROR_BODY_BYTES: Final = 64 * KIB
+"""What is read of an error answer."""
+MAX_ERROR_TEXT_CHARS: Final = 2_000
+"""What is kept of a server's error message in a record."""
+MAX_CHOICES: Final = 128
+"""Choices of one answer: the API's own bound on n."""
+MAX_TOOL_CALLS: Final = 1_024
+"""Tool calls of one choice; an index beyond is a malformed chunk, not an allocation."""
+MAX_OUTPUT_ITEMS: Final = 4_096
+"""Output items, and parts of one item, of a Responses answer."""
+MAX_RETRY_AFTER_S: Final = 3_600.0
+"""A longer Retry-After is clamped: 1e9, inf and dates of the far future are broken headers, not advice."""
+CONNECT_TIMEOUT_S: Final = 15.0
+"""TCP and TLS handshake."""
+KEEPALIVE_S: Final = 60.0
+"""Idle connections are kept this long: a paced run must not re-handshake TLS for every request (the SDK keeps 5 s)."""
+DRAIN_TIMEOUT_S: Final = 0.25
+"""How long to wait for the end of a body after its terminal event, so that the connection can be used again."""
+
+# ── Scheduling ───────────────────────────────────────────────────────────────────────────────────────────────────
+MAX_CONCURRENCY: Final = 20_000
+"""Streams in one process: each takes a socket, and an ephemeral port to one address."""
+AUTO_CONCURRENCY_START: Final = 8
+"""Where `--concurrency auto` begins."""
+AUTO_CONCURRENCY_MAX: Final = 1_024
+"""Where `--concurrency auto` stops growing."""
+BACKOFF_ROOM: Final = 2
+"""Jobs in memory per concurrency slot: one running, the others waiting out a backoff without a slot."""
+THROTTLED_ATTEMPTS_FACTOR: Final = 10
+"""A 429 costs the server nothing and says when to come back, so a job may meet this many times more of them than
+of other faults before it is given up."""
+BURST_S: Final = 0.5
+"""The buckets hold half a second's worth of the allowance: with the other half of a second left to network jitter,
+a server that allows one second's worth never sees us above it."""
+
+# ── Output ───────────────────────────────────────────────────────────────────────────────────────────────────────
+DELTA_FLUSH_S: Final = 0.1
+"""Deltas reach the file at most this long after they arrived."""
+MAX_PENDING_OUTPUT_BYTES: Final = 8 * MIB
+"""When this much waits for the disk, attempts stop reading their sockets."""
+MAX_RECORD_GROUP: Final = 512
+"""Records in one fsync."""
