@@ -43,7 +43,6 @@ class FaultKind(enum.Enum):
     IDLE_TIMEOUT = "idle_timeout"
     TOTAL_TIMEOUT = "total_timeout"
     BAD_REQUEST = "bad_request"
-    ANSWER_FAILED = "answer_failed"
     UNWANTED_FINISH = "unwanted_finish"
     NEVER_FITS = "never_fits"
     FD_LIMIT = "too_many_open_files"
@@ -80,7 +79,6 @@ TABLE: dict[FaultKind, Row] = {
     FaultKind.IDLE_TIMEOUT: Row("server", retry=True),
     FaultKind.TOTAL_TIMEOUT: Row("server", retry=True),
     FaultKind.BAD_REQUEST: Row("request"),
-    FaultKind.ANSWER_FAILED: Row("request"),  # the model's own error event: the same prompt would meet it again
     FaultKind.UNWANTED_FINISH: Row("user"),  # ended well, but in a way that --fail-on names
     FaultKind.NEVER_FITS: Row("request"),  # needs more tokens than the limit gives in a minute
     FaultKind.FD_LIMIT: Row("local", retry=True, throttle=True),
@@ -124,13 +122,38 @@ _QUOTA = frozenset({"insufficient_quota", "credit_balance_exhausted", "billing_h
 _QUOTA_SUFFIXES = ("_spend_limit_exceeded", "_usage_limit_exceeded")
 _OVERLOAD = frozenset({"server_is_overloaded", "overloaded", "overloaded_error", "engine_overloaded"})
 _CAPACITY = frozenset({"resource_unavailable", "resource_exhausted_flex", "flex_unavailable"})
-_RATE = frozenset({"rate_limit_exceeded", "rate_limit_error", "rate_limited", "requests", "tokens", "too_many_requests"})
+_RATE = frozenset(
+    {"rate_limit_exceeded", "rate_limit_error", "rate_limited", "requests", "tokens", "too_many_requests"}
+)
 _AUTH = frozenset({"invalid_api_key", "authentication_error", "invalid_authentication", "permission_error"})
 _SERVER = frozenset(
     {"server_error", "internal_error", "internal_server_error", "api_error", "service_unavailable", "timeout"}
 )
 _REQUEST = frozenset(
-    {"invalid_request_error", "context_length_exceeded", "invalid_prompt", "model_not_found", "not_found_error"}
+    {
+        "invalid_request_error",
+        "context_length_exceeded",
+        "invalid_prompt",
+        "model_not_found",
+        "not_found_error",
+        "content_policy_violation",
+        "content_filter",
+        "vector_store_timeout",
+        "invalid_image",
+        "invalid_image_format",
+        "invalid_image_mode",
+        "invalid_image_url",
+        "invalid_base64_image",
+        "image_too_large",
+        "image_too_small",
+        "image_parse_error",
+        "image_content_policy_violation",
+        "image_file_too_large",
+        "unsupported_image_media_type",
+        "empty_image_file",
+        "failed_to_download_image",
+        "image_file_not_found",
+    }
 )
 
 _BY_STATUS: dict[int, FaultKind] = {

@@ -74,3 +74,10 @@ MAX_PENDING_OUTPUT_BYTES: Final = 8 * MIB
 """When this much waits for the disk, attempts stop reading their sockets."""
 MAX_RECORD_GROUP: Final = 512
 """Records in one fsync."""
+
+# ── Chunks ───────────────────────────────────────────────────────────────────────────────────────────────────────
+MAX_CHUNK_DEPTH: Final = 200
+"""A deeper chunk or answer is malformed. orjson writes 254 levels at most, and a record wraps an answer in a few."""
+MAX_COUNTED_TOKENS: Final = 1_000_000_000
+"""A larger count in `usage` is a broken counter, taken as unknown: no context window is within a thousandth of it,
+and the limiter would pay for it for hours."""

@@ -1,0 +1,181 @@
+"""What chat and legacy completions share: chunks with `choices`, a finish reason for each, and [DONE].
+
+A chunk's own fields go into the body thus: `id`, `object`, `created` and `model` from the first chunk that has them
+(Azure's first is empty), everything else from the last chunk where it isn't null (usage, service_tier,
+system_fingerprint, x_groq, moderation, …). They are the same in nearly every chunk, so that one comparison does.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from runner.accumulate.merge import build, update
+from runner.accumulate.parsing import DONE, MalformedChunk, Raw, clean, mend, parse, raise_error, read_usage
+from runner.deltas import Delta
+from runner.limits import MAX_CHOICES
+from runner.outcome import Usage
+
+_FIRST = frozenset({"id", "created", "model"})
+
+
+class Choice(ABC):
+    """One choice as it grows."""
+
+    known: ClassVar[frozenset[str]]
+    """The keys of its entry in a chunk."""
+
+    __slots__ = ("fields", "finish", "index", "logprobs")
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.finish: str | None = None
+        self.logprobs: Any = None
+        self.fields: dict[str, Any] = {}
+        """What the API doesn't name: Azure's content_filter_results, vLLM's stop_reason and token_ids, …"""
+
+    def take(self, entry: dict[str, Any]) -> Delta | None:
+        """Takes this choice's entry of a chunk. Raises MalformedChunk."""
+        finish = entry.get("finish_reason")
+        if finish:
+            if not isinstance(finish, str):
+                raise MalformedChunk("a finish_reason that is no string")
+            self.finish = mend(finish)
+        logprobs = entry.get("logprobs")
+        if logprobs is not None:
+            self._take_logprobs(logprobs)
+        if not self.known.issuperset(entry):
+            others = {key: value for key, value in entry.items() if key not in self.known}
+            self.fields = update(self.fields, others)
+        return self.take_content(entry)
+
+    def _take_logprobs(self, logprobs: Any) -> None:
+        if not isinstance(logprobs, dict):
+            raise MalformedChunk("logprobs that are no object")
+        if not all(isinstance(logprobs.get(key) or [], list) for key in ("content", "refusal", "tokens")):
+            raise MalformedChunk("logprobs that are no lists")
+        self.logprobs = update(self.logprobs, logprobs)
+
+    @abstractmethod
+    def take_content(self, entry: dict[str, Any]) -> Delta | None:
+        """Takes what the choice is made of; None where there is nothing to tell. Raises MalformedChunk."""
+
+    @abstractmethod
+    def content(self) -> dict[str, Any]:
+        """The choice's own part of the body."""
+
+    def body(self) -> dict[str, Any]:
+        """The choice as the non-streaming API gives it."""
+        end = {"logprobs": build(self.logprobs), "finish_reason": self.finish}
+        body = {"index": self.index, **self.content(), **end}
+        return body | {key: value for key, value in build(self.fields).items() if key not in body}
+
+
+class ChoicesAccumulator(ABC):
+    """The common part; a subclass says what a choice is."""
+
+    object_name: ClassVar[str]
+    make_choice: ClassVar[type[Choice]]
+
+    __slots__ = ("_asked", "_choices", "_done", "_last", "_raw", "_top")
+
+    def __init__(self, choices: int = 1) -> None:
+        self._asked = choices
+        self._choices: dict[int, Choice] = {}
+        self._top: dict[str, Any] = {}
+        self._last: dict[str, Any] = {}
+        self._raw = False  # some strings may hold lone surrogates
+        self._done = False
+
+    def feed(self, name: str, data: bytes) -> Sequence[Delta]:
+        """See `Accumulator`."""
+        if self._done:
+            return ()
+        top = parse(name, data)
+        if top is None:
+            self._done = data.startswith(DONE)
+            return ()
+        raw = type(top) is Raw
+        self._raw |= raw
+        top.pop("obfuscation", None)
+        entries = top.pop("choices", None)
+        if top != self._last:
+            self._take_top(top)
+        if entries is None:
+            return ()
+        deltas = self._take_choices(entries)
+        return [Delta(kind, clean(payload), mend(text)) for kind, payload, text in deltas] if raw else deltas
+
+    def _take_top(self, top: dict[str, Any]) -> None:
+        if top.get("error") is not None or top.get("object") == "error":
+            raise_error(top)
+        self._last = top
+        kept = self._top
+        for key, value in top.items():
+            if key in _FIRST:
+                kept[key] = kept.get(key) or value
+            elif value is not None or key not in kept:
+                kept[key] = value
+
+    def _take_choices(self, entries: Any) -> list[Delta]:
+        if not isinstance(entries, list):
+            raise MalformedChunk("choices that are no list")
+        deltas = []
+        for entry in entries:
+            if not isinstance(entry, dict):
+                raise MalformedChunk("a choice that is no object")
+            index = entry.get("index")
+            choice = self._choices.get(index) if type(index) is int else None
+            delta = (choice or self._begin(index)).take(entry)
+            if delta is not None:
+                deltas.append(delta)
+        return deltas
+
+    def _begin(self, index: Any) -> Choice:
+        """The choice with an index that is new, left out or wrong."""
+        if index is None:
+            index = 0
+        if type(index) is not int or not 0 <= index < MAX_CHOICES:
+            raise MalformedChunk("a choice whose index is none")
+        return self._choices.setdefault(index, self.make_choice(index))
+
+    def _in_order(self) -> list[Choice]:
+        return [self._choices[index] for index in sorted(self._choices)]
+
+    @property
+    def complete(self) -> bool:
+        """A finish reason for every choice, and as many choices as were asked for, or [DONE]."""
+        enough = self._done or len(self._choices) >= self._asked
+        return enough and bool(self._choices) and all(choice.finish for choice in self._choices.values())
+
+    @property
+    def ended(self) -> bool:
+        """See `Accumulator`."""
+        return self._done
+
+    @property
+    def finish(self) -> str | None:
+        """See `Accumulator`."""
+        return telling_finish([choice.finish for choice in self._in_order()])
+
+    @property
+    def usage(self) -> Usage | None:
+        """See `Accumulator`."""
+        return read_usage(self._top.get("usage"))
+
+    def body(self) -> dict[str, Any]:
+        """See `Accumulator`."""
+        top = {key: value for key, value in self._top.items() if key not in ("object", "usage")}
+        first = {key: top.pop(key) for key in ("id",) if key in top}
+        choices = [choice.body() for choice in self._in_order()]
+        body = {**first, "object": self.object_name, **top, "choices": choices}
+        if self._top.get("usage") is not None:  # null is the stream's way to say "not yet"
+            body["usage"] = self._top["usage"]
+        return clean(body) if self._raw else body
+
+
+def telling_finish(reasons: Sequence[str | None]) -> str | None:
+    """The first finish reason that isn't `stop`, else `stop`; None where there is none at all."""
+    found = [reason for reason in reasons if reason]
+    return next((reason for reason in found if reason != "stop"), found[0] if found else None)

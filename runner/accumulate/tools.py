@@ -1,0 +1,84 @@
+"""Fragments of tool calls → the calls of one choice.
+
+Fragments belong together by `index`; id, type and name stand in the first only, and arguments are joined. Some
+servers leave the index out, or repeat id and name in every fragment; `_place` and merge's FIRST mend that. The
+whole calls have no `index`, as in the API's non-streaming answer (the SDK's own accumulator leaves it in).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from runner.accumulate.merge import build, merge
+from runner.accumulate.parsing import MalformedChunk
+from runner.limits import MAX_TOOL_CALLS
+
+
+class ToolCalls:
+    """The tool calls of one choice."""
+
+    __slots__ = ("_by_id", "_calls", "_last", "_next")
+
+    def __init__(self) -> None:
+        self._calls: dict[int, dict[str, Any]] = {}
+        self._by_id: dict[str, int] = {}
+        self._last = 0
+        self._next = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._calls)
+
+    def take(self, entries: Any) -> bool:
+        """Takes a delta's `tool_calls`; True if they bring a name or arguments. Raises MalformedChunk."""
+        if not isinstance(entries, list):
+            raise MalformedChunk("tool_calls that are no list")
+        brings = False
+        for entry in entries:
+            if not isinstance(entry, dict):
+                raise MalformedChunk("a tool call that is no object")
+            brings |= check_call(entry.get("function")) | check_call(entry.get("custom"))
+            self._merge(self._place(entry), entry)
+        return brings
+
+    def _place(self, entry: dict[str, Any]) -> int:
+        index, name = entry.get("index"), entry.get("id")
+        if index is None:
+            index = self._last if not isinstance(name, str) or not name else self._by_id.get(name, self._next)
+        if type(index) is not int or not 0 <= index < MAX_TOOL_CALLS:
+            raise MalformedChunk("a tool call whose index is none")
+        if isinstance(name, str):
+            self._by_id.setdefault(name, index)
+        self._last = index
+        self._next = max(self._next, index + 1)
+        return index
+
+    def _merge(self, index: int, entry: dict[str, Any]) -> None:
+        call = self._calls.setdefault(index, {})
+        for key, value in entry.items():
+            if key != "index":
+                call[key] = merge(call.get(key), value, key)
+
+    def body(self) -> list[dict[str, Any]]:
+        """The calls in the order of their indices."""
+        return [_whole(build(self._calls[index])) for index in sorted(self._calls)]
+
+
+def check_call(call: Any) -> bool:
+    """Whether a fragment of a function brings a name or arguments. Raises MalformedChunk where its types are wrong."""
+    if call is None:
+        return False
+    if not isinstance(call, dict):
+        raise MalformedChunk("a function call that is no object")
+    arguments = call.get("arguments")
+    if arguments is not None and not isinstance(arguments, str):
+        raise MalformedChunk("arguments that are no string")
+    return bool(arguments or call.get("name") or call.get("input"))
+
+
+def _whole(call: dict[str, Any]) -> dict[str, Any]:
+    """Adds what the API always has and some servers leave out."""
+    kind = call.get("type") or ("custom" if "custom" in call and "function" not in call else "function")
+    whole = {"id": call.get("id"), **call, "type": kind}
+    if isinstance(function := whole.get("function"), dict):
+        whole["function"] = function | {"arguments": function.get("arguments") or ""}
+    return whole

@@ -1,0 +1,279 @@
+"""A run from its plan to its summary: what the command line calls, and what people import.
+
+Steps, each before anything is sent: endpoint and key; the folder (lock, input, what is done); the simulator where one
+is asked for. Then the pipeline; then summary.json, made from results.jsonl itself, so that it covers every record in
+the folder and not only this run's.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import secrets
+import sys
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import anyio
+import anyio.to_thread
+
+from runner import manifest, resources, summary
+from runner.admission import Admission
+from runner.client import Client
+from runner.concurrency import AdaptiveConcurrency, Concurrency, FixedConcurrency
+from runner.drain import Drain, Reason
+from runner.errors import RunnerError
+from runner.folder import LOG, Folder, held, open_folder
+from runner.journal import Journal
+from runner.logs import log_to
+from runner.metrics import RunMetrics
+from runner.pipeline import Pipeline
+from runner.plan import Plan
+from runner.progress import Echo, live_view
+from runner.recovery import RESULTS
+from runner.redact import Redactor
+from runner.settings import Settings
+from runner.signals import hangup_ignored
+from runner.simulator.process import simulator_process
+from runner.target import Target, resolve
+from runner.worker import Bench
+
+log = logging.getLogger(__name__)
+
+
+class Result(NamedTuple):
+    """How a run ended."""
+
+    exit_code: int
+    """As the command line's: 0 every job of the folder succeeded, 1 some failed, 4 stopped, 130/143 interrupted."""
+    folder: Path
+    summary: dict[str, Any]
+    """What summary.json holds."""
+
+
+async def run(
+    jobs: str | Path | Sequence[str | Path],
+    *,
+    out: str | Path | None = None,
+    settings: Settings | None = None,
+    simulate: str | None = None,
+    retry_failed: bool = False,
+    accept_changes: bool = False,
+    fresh: bool = False,
+) -> Result:
+    """Runs jobs files into a folder, as `python -m runner` does, from a program or a notebook.
+
+    Signals are left to the caller; cancelling the call ends the run in order (its results stay, a second call resumes).
+
+    Raises:
+        RunnerError: the run could not begin, or its output can't be written; `exit_code` of its class says which.
+    """
+    paths = [jobs] if isinstance(jobs, str | Path) else list(jobs)
+    plan = Plan.of(
+        [str(path) for path in paths],
+        out=None if out is None else str(out),
+        settings=settings or Settings(),
+        simulate=simulate,
+        retry_failed=retry_failed,
+        accept_changes=accept_changes,
+        fresh=fresh,
+    )
+    return await run_plan(plan, handle_signals=False)
+
+
+def execute(plan: Plan) -> int:
+    """Runs a plan at the terminal: live view, final table, signals. Returns the exit code.
+
+    Raises:
+        RunnerError: see `run`.
+    """
+    with hangup_ignored():
+        result = anyio.run(run_plan, plan)
+    return result.exit_code
+
+
+async def run_plan(plan: Plan, *, handle_signals: bool = True) -> Result:
+    """Runs a plan.
+
+    Raises:
+        RunnerError: see `run`.
+    """
+    resources.raise_descriptor_limit()
+    try:
+        async with _target(plan) as target:
+            redactor = Redactor([target.api_key, *_secrets_of_environment()])
+            with held(plan) as fs, log_to(plan.out / LOG, plan.settings.log_level, redactor):
+                folder = await open_folder(fs, plan)
+                return await _Run(plan, folder, target, redactor).run(handle_signals=handle_signals)
+    except BaseExceptionGroup as group:
+        raise _first_of_ours(group) from None
+
+
+@asynccontextmanager
+async def _target(plan: Plan) -> AsyncIterator[Target]:
+    """Where to send: a simulator that is started for this run, or what the settings name."""
+    if plan.simulate is None:
+        yield resolve(plan.settings)
+        return
+    async with simulator_process(plan.simulate) as simulator:
+        yield Target(simulator.base_url, "simulated-key", "--simulate", simulated=True)
+
+
+def _secrets_of_environment() -> list[str]:
+    """Values of variables that are keys by their name: one may turn up in an error of a proxy or gateway."""
+    endings = ("_API_KEY", "_TOKEN", "_SECRET", "_PASSWORD")
+    return [value for name, value in os.environ.items() if name.upper().endswith(endings)]
+
+
+def _first_of_ours(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error that a group is about: several tasks may have met the same full disk."""
+    ours = group.subgroup(RunnerError)
+    found: BaseException = group if ours is None else ours
+    while isinstance(found, BaseExceptionGroup):
+        if found is group and len(found.exceptions) > 1 and ours is None:
+            return group
+        found = found.exceptions[0]
+    return found
+
+
+class _Run:
+    """One run whose folder is open."""
+
+    def __init__(self, plan: Plan, folder: Folder, target: Target, redactor: Redactor) -> None:
+        settings = plan.settings
+        self._plan = plan
+        self._folder = folder
+        self._target = target
+        self._seed = secrets.randbits(32) if settings.seed is None else settings.seed
+        self._admission = Admission(
+            rpm=settings.rpm, tpm=settings.tpm, concurrency=_concurrency(settings), clock=time.monotonic
+        )
+        self._drain = Drain(self._admission, settings.grace)
+        self._client = Client(base_url=target.base_url, api_key=target.api_key, trust_env=not target.simulated)
+        total = folder.scanned.lines if folder.scanned else None
+        self._metrics = RunMetrics(time.monotonic, total=total)
+        self._journal = Journal(folder.fs, folder.path, durability=settings.durability, deltas=settings.deltas)
+        self._bench = Bench(
+            settings=settings if settings.model or not target.simulated else _with_model(settings),
+            client=self._client,
+            endpoint=manifest.without_credentials(target.base_url),
+            admission=self._admission,
+            journal=self._journal,
+            metrics=self._metrics,
+            redactor=redactor,
+            rng=random.Random(self._seed),
+            sleep=self._drain.sleep,
+            echo=Echo() if settings.echo else None,
+            resumed=folder.has_deltas,
+        )
+
+    async def run(self, *, handle_signals: bool) -> Result:
+        settings, folder = self._plan.settings, self._folder
+        described = folder.described(self._plan)
+        current = manifest.new(described, settings, self._target.base_url, self._seed, self._target.simulated)
+        folder.write_manifest(self._bench.redactor.redact_json(current))
+        self._announce()
+        pipeline = Pipeline(self._bench, self._drain, self._plan.paths, folder.done, handle_signals=handle_signals)
+        try:
+            async with live_view(settings.progress, self._snapshot, sys.stderr):
+                await pipeline.run()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._client.aclose()
+        return await self._conclude()
+
+    def _announce(self) -> None:
+        """The first line: where this sends, and what is done already."""
+        if self._plan.settings.progress == "none":
+            return
+        folder, target = self._folder, self._target
+        where = "the built-in simulator (synthetic answers)" if target.simulated else self._bench.endpoint
+        origin = " from OPENAI_BASE_URL" if target.origin == "OPENAI_BASE_URL" else ""
+        done = f", {len(folder.done):,} jobs done before" if len(folder.done) else ""
+        torn = (
+            f", {folder.recovered.torn_bytes:,} torn bytes moved to torn.jsonl" if folder.recovered.torn_bytes else ""
+        )
+        _say(f"runner: sending to {where}{origin}; writing {folder.path}{done}{torn}; seed {self._seed}")
+
+    def _snapshot(self) -> Any:
+        return self._metrics.snapshot(self._admission.statistics(), self._journal.statistics().pending_bytes)
+
+    async def _conclude(self) -> Result:
+        """summary.json and the table, from the records in the folder."""
+        made = await anyio.to_thread.run_sync(_summarize, self._folder.path / RESULTS)
+        reason = self._drain.reason
+        code = _exit_code(made, reason)
+        made["run"] = self._facts(made, reason, code)
+        self._folder.write_summary(made)
+        if self._plan.settings.progress != "none":
+            summary.print_table(made, sys.stderr)
+        return Result(code, self._folder.path, made)
+
+    def _facts(self, made: dict[str, Any], reason: Reason | None, code: int) -> dict[str, Any]:
+        """What only this run knows."""
+        metrics, admission = self._metrics, self._admission.statistics()
+        ran = metrics.succeeded + metrics.failed
+        remaining = None if metrics.total is None else max(0, metrics.total - made["counts"]["total"])
+        return {
+            "folder": str(self._folder.path),
+            "exit_code": code,
+            "ended": reason.text if reason else "complete",
+            "elapsed_s": round(metrics.elapsed_s, 3),
+            "jobs": ran,
+            "jobs_per_s": round(ran / max(metrics.elapsed_s, 1e-9), 3),
+            "resumed": metrics.resumed,
+            "remaining": remaining,
+            "limits": admission._asdict(),
+            "limited_by": _limited_by(admission),
+            "next": _advice(made, remaining, code),
+        }
+
+
+def _concurrency(settings: Settings) -> Concurrency:
+    return AdaptiveConcurrency() if settings.concurrency == "auto" else FixedConcurrency(settings.concurrency)
+
+
+def _with_model(settings: Settings) -> Settings:
+    """The simulator has a model of its own for lines that name none."""
+    return settings.model_copy(update={"model": "synthetic-1"})
+
+
+def _summarize(path: Path) -> dict[str, Any]:
+    with path.open("rb") as lines:
+        return summary.summarize(lines)
+
+
+def _exit_code(made: dict[str, Any], reason: Reason | None) -> int:
+    if reason is not None:
+        return reason.exit_code
+    return 1 if made["counts"]["failed"] else 0
+
+
+def _limited_by(admission: Any) -> str:
+    """What the head of the queue waited for longest."""
+    waits = {
+        "concurrency": admission.blocked_slot_s,
+        "requests a minute": admission.blocked_requests_s,
+        "tokens a minute": admission.blocked_tokens_s,
+        "the server (429)": admission.blocked_cooldown_s,
+    }
+    longest = max(waits, key=lambda name: waits[name])
+    return longest if waits[longest] > 0 else "nothing"
+
+
+def _advice(made: dict[str, Any], remaining: int | None, code: int) -> str:
+    if code in (4, 130, 143) or remaining:
+        return "the same command again goes on where this run ended"
+    failed = made["counts"]["failed"] - made["counts"]["rejected"]
+    return "--retry-failed runs the failed jobs again" if failed else ""
+
+
+def _say(line: str) -> None:
+    try:
+        print(line, file=sys.stderr, flush=True)  # noqa: T201 - the one line before the live view
+    except (OSError, ValueError):  # a closed terminal doesn't end a run
+        log.info("stderr is closed")

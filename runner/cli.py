@@ -1,0 +1,144 @@
+"""The command line. Nothing heavy is imported before a command really runs: `--help` is to answer at once."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, Final, TypeVar
+
+import click
+
+from runner import __version__
+from runner.errors import RunnerError
+
+COMMANDS: Final = ("run", "check", "tail", "report", "serve")
+PRESETS: Final = ("default", "storm", "flaky")
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs one command and exits with its code (see README)."""
+    arguments = normalise(sys.argv[1:] if argv is None else argv)
+    try:
+        code = cli.main(args=arguments, prog_name="python -m runner", standalone_mode=False)
+    except click.exceptions.Abort:
+        code = 130
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except RunnerError as error:
+        click.echo(f"runner: {error}", err=True)
+        code = error.exit_code
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def normalise(argv: Sequence[str]) -> list[str]:
+    """`jobs.jsonl …` → `run jobs.jsonl …`, and `--simulate` without a name → `--simulate=default`.
+
+    `run` is the default command: a first argument that is neither a sub-command nor the group's own option begins it.
+    """
+    arguments = ["--simulate=default" if word == "--simulate" else word for word in argv]
+    for i, word in enumerate(arguments[:-1]):
+        if word == "--simulate=default" and arguments[i + 1] in PRESETS:
+            arguments[i : i + 2] = [f"--simulate={arguments[i + 1]}"]
+            break
+    if arguments and arguments[0] not in (*COMMANDS, "--help", "-h", "--version"):
+        arguments.insert(0, "run")
+    return arguments
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="runner")
+def cli() -> None:
+    r"""Run JSONL prompt files as concurrent AsyncOpenAI streams, under RPM/TPM limits, one final record a job.
+
+    \b
+    python -m runner jobs.jsonl               run, or resume, into results/jobs/
+    python -m runner jobs.jsonl --simulate    the same without key and network
+    """
+
+
+def setting(*names: str, **kwargs: Any) -> Callable[[F], F]:
+    """An option that overrides a setting; unset it stays out of the flags."""
+    return click.option(*names, default=None, **kwargs)
+
+
+def settings_options(function: F) -> F:
+    """The options that `run` and `check` share. Values are checked by `settings`, in one place."""
+    for option in reversed(
+        (
+            setting("--model", metavar="NAME", help="Model for lines that name none."),
+            setting("--concurrency", metavar="N|auto", help="Streams at once. [auto]"),
+            setting("--rpm", metavar="N", help="Requests a minute."),
+            setting("--tpm", metavar="N", help="Tokens a minute, input and reserved output."),
+            setting("--reserve-output-tokens", metavar="N", help="Reserved for lines that name no maximum. [1024]"),
+            click.option("--config", metavar="NAME|FILE", help="configs/NAME.toml, or a TOML file."),
+        )
+    ):
+        function = option(function)
+    return function
+
+
+@cli.command(context_settings={"show_default": False})
+@click.argument("jobs", nargs=-1, required=True)
+@click.option("--out", metavar="DIR", help="Output folder. [results/<stem of JOBS>]")
+@settings_options
+@click.option(
+    "--simulate",
+    metavar="[PRESET]",
+    help="Use the built-in simulator: no key, no network. PRESET: default, storm or flaky.",
+)
+@setting("--base-url", metavar="URL", help="An OpenAI-compatible server. [OPENAI_BASE_URL, else OpenAI]")
+@setting("--api-key-env", metavar="NAME", help="Environment variable that holds the key. [OPENAI_API_KEY]")
+@setting("--max-attempts", metavar="N", help="Tries of one job. [5]")
+@setting("--first-token-timeout", metavar="TIME", help="From sending to the first content, e.g. 90s or 5m. [5m]")
+@setting("--idle-timeout", metavar="TIME", help="Between two deltas. [60s]")
+@setting("--total-timeout", metavar="TIME", help="One attempt in all. [30m]")
+@setting("--stream-options", metavar="openai|usage|none", help="What to ask of a stream. [openai]")
+@setting("--fail-on", metavar="FINISH,…", help="Finish reasons that count as failure, e.g. length.")
+@setting("--deltas/--no-deltas", help="Write deltas.jsonl. [yes]")
+@setting("--echo", is_flag=True, flag_value=True, help="Print tokens to stdout as they arrive.")
+@setting("--limit", metavar="N", help="Run at most N jobs.")
+@click.option("--retry-failed", is_flag=True, help="Run again the jobs whose record is a failure.")
+@click.option("--accept-changes", is_flag=True, help="Run again the jobs whose line changed under their id.")
+@click.option("--fresh", is_flag=True, help="Start anew; what is in DIR is moved to DIR/old-….")
+@setting("--strict", is_flag=True, flag_value=True, help="Send nothing if any line can't be a job.")
+@setting("--deadline", metavar="TIME", help="Stop the run after this long, e.g. 8h.")
+@setting("--max-cost", metavar="N", help="Stop the run when this much is spent (needs prices in --config).")
+@setting("--max-failures", metavar="N", help="Stop the run at N failed jobs.")
+@setting("--grace", metavar="TIME", help="How long jobs in flight may go on after a stop. [30s]")
+@setting("--durability", metavar="batch|each|none", help="fsync records in groups, one by one, or not. [batch]")
+@setting("--progress", metavar="auto|rich|plain|json|none", help="The live view, on stderr. [auto]")
+@setting("--log-level", metavar="LEVEL", help="Of DIR/run.log. [INFO]")
+@setting("--seed", metavar="N", help="Seed of the jitter in backoff.")
+def run(
+    jobs: tuple[str, ...],
+    out: str | None,
+    config: str | None,
+    simulate: str | None,
+    retry_failed: bool,
+    accept_changes: bool,
+    fresh: bool,
+    **flags: Any,
+) -> int:
+    """Run JOBS (files of JSON lines, plain, .gz or .zst; - is stdin). The same command again resumes."""
+    from runner.api import execute
+    from runner.plan import Plan
+    from runner.settings import load
+
+    settings = load(flags=_given(flags), config=config)
+    plan = Plan.of(
+        jobs,
+        out=out,
+        settings=settings,
+        simulate=simulate,
+        retry_failed=retry_failed,
+        accept_changes=accept_changes,
+        fresh=fresh,
+    )
+    return execute(plan)
+
+
+def _given(flags: dict[str, Any]) -> dict[str, Any]:
+    """Only what the user said."""
+    return {key: value for key, value in flags.items() if value is not None}

@@ -1,0 +1,26 @@
+"""Usage × price. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from runner.outcome import Usage
+from runner.settings import Price
+
+_PER = 1_000_000
+
+
+def price_of(model: str | None, prices: Mapping[str, Price]) -> Price | None:
+    """The price whose name is the longest that `model` begins with: "gpt-4o-mini" also prices its dated snapshots."""
+    names = [name for name in prices if model is not None and model.startswith(name)]
+    return prices[max(names, key=len)] if names else None
+
+
+def cost_of(usage: Usage | None, model: str | None, prices: Mapping[str, Price]) -> float | None:
+    """What an answer cost, in the currency of the prices; None where usage or price is unknown."""
+    price = price_of(model, prices)
+    if usage is None or price is None:
+        return None
+    cached_price = price.input if price.cached_input is None else price.cached_input
+    fresh = usage.input_tokens - usage.cached_tokens
+    return (fresh * price.input + usage.cached_tokens * cached_price + usage.output_tokens * price.output) / _PER

@@ -1,0 +1,145 @@
+"""The output folder of a run, taken in order: lock, --fresh, manifest, recovery, --retry-failed, changed jobs.
+
+All of it happens before anything is sent, so that a refusal costs nothing; the lock is held until the run is over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import anyio.to_thread
+import orjson
+
+from runner import manifest, preflight
+from runner.digests import DigestMap, digest64
+from runner.files import FileSystem, OsFiles, atomic_write, lock_folder
+from runner.plan import Plan
+from runner.recovery import (
+    DELTAS,
+    RESULTS,
+    SUPERSEDED,
+    TORN,
+    Entry,
+    Recovered,
+    failed,
+    named,
+    recover,
+    set_aside,
+    start_afresh,
+)
+from runner.source import STDIN, Scan, scan
+
+MANIFEST: Final = "manifest.json"
+SUMMARY: Final = "summary.json"
+LOG: Final = "run.log"
+FILES: Final = (RESULTS, DELTAS, TORN, SUPERSEDED, SUMMARY, LOG, "report.html", MANIFEST)
+"""What --fresh moves aside. The manifest goes last: while it stands, another input is still refused."""
+
+
+@dataclass(slots=True)
+class Folder:
+    """An output folder that this run holds."""
+
+    fs: FileSystem
+    path: Path
+    scanned: Scan | None
+    """The input's hash and counts; None for standard input."""
+    recovered: Recovered
+    earlier: dict[str, Any] | None
+    """The manifest that was found."""
+    has_deltas: bool
+
+    @property
+    def done(self) -> DigestMap:
+        """Ids (digests) that have their final record."""
+        return self.recovered.done
+
+    def described(self, plan: Plan) -> dict[str, Any]:
+        """The input, for the manifest."""
+        scanned = self.scanned
+        return manifest.describe_input(
+            plan.paths,
+            scanned.sha256 if scanned else None,
+            scanned.lines if scanned else None,
+            scanned.size_bytes if scanned else None,
+        )
+
+    def write_manifest(self, current: dict[str, Any]) -> None:
+        """Writes manifest.json; a resumed run keeps its first start and lists its resumes."""
+        if self.earlier is not None:
+            current = manifest.resumed(self.earlier, current)
+        atomic_write(self.fs, self.path / MANIFEST, manifest.encode(current))
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Writes summary.json."""
+        data = orjson.dumps(summary, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+        atomic_write(self.fs, self.path / SUMMARY, data)
+
+
+@contextmanager
+def held(plan: Plan) -> Iterator[OsFiles]:
+    """Makes and locks the folder, for as long as it lasts; --fresh moves aside what is there.
+
+    Raises:
+        LockedError: another run holds it.
+        OutputError: it can't be made or written.
+    """
+    fs = OsFiles()
+    with lock_folder(plan.out):
+        if plan.fresh:
+            stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+            start_afresh(fs, plan.out, stamp, FILES)
+        yield fs
+
+
+async def open_folder(fs: FileSystem, plan: Plan) -> Folder:
+    """Checks the folder against the plan, repairs what a crash left, and says what is done.
+
+    Raises:
+        UsageError: the folder holds another input's run, or a finished job now asks something else.
+        InputError: the input can't be read.
+        DamagedOutputError: results.jsonl is broken where no crash of ours breaks it.
+        OutputError: the folder can't be written.
+    """
+    scanned = await anyio.to_thread.run_sync(scan, plan.paths)
+    earlier = _read_manifest(plan.out / MANIFEST)
+    folder = Folder(fs, plan.out, scanned, Recovered(DigestMap(), 0, 0, 0), earlier, (plan.out / DELTAS).exists())
+    described = folder.described(plan)
+    if earlier is not None:
+        manifest.check_same_input(earlier, described, plan.out)
+    folder.recovered = await anyio.to_thread.run_sync(recover, fs, plan.out)
+    if plan.retry_failed and folder.recovered.failed:
+        await _set_aside(folder, failed)
+    if earlier is not None and len(folder.done) and not manifest.unchanged(earlier, described):
+        await _check_changes(folder, plan)
+    if plan.settings.strict:
+        await preflight.refuse_bad_lines(plan.paths)
+    return folder
+
+
+async def _check_changes(folder: Folder, plan: Plan) -> None:
+    if STDIN in plan.paths:
+        return  # it can't be read ahead; the reader checks each job as it comes
+    changed = await preflight.changed_jobs(plan.paths, folder.done)
+    if not changed:
+        return
+    if not plan.accept_changes:
+        raise preflight.changes_refused(changed, plan.paths)
+    await _set_aside(folder, named({digest64(name.encode()) for name in changed}))
+
+
+async def _set_aside(folder: Folder, chosen: Callable[[Entry], bool]) -> None:
+    await anyio.to_thread.run_sync(set_aside, folder.fs, folder.path, chosen)
+    folder.recovered = await anyio.to_thread.run_sync(recover, folder.fs, folder.path)
+
+
+def _read_manifest(path: Path) -> dict[str, Any] | None:
+    try:
+        return manifest.load(path.read_bytes(), path)
+    except FileNotFoundError:
+        return None

@@ -1,0 +1,203 @@
+"""The single writer of results.jsonl and deltas.jsonl, with group commit.
+
+Records and deltas gather in memory while the disk is busy; one visit to a worker thread writes all that gathered:
+deltas first, then the records in one write, then one fsync; then those who waited for their record go on. So the loop
+never blocks on the disk, a record is acknowledged when it is durable, and a slow disk makes larger groups instead of
+longer queues. Deltas are evidence: they are never synced, and reach the file within DELTA_FLUSH_S.
+
+It is stopped by closing it, never by cancelling: what it was given is written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from pathlib import Path
+from typing import Final, Literal, NamedTuple
+
+import anyio
+import anyio.to_thread
+from anyio.abc import TaskStatus
+
+from runner.errors import OutputError
+from runner.files import AppendFile, FileSystem
+from runner.limits import DELTA_FLUSH_S, MAX_PENDING_OUTPUT_BYTES, MAX_RECORD_GROUP
+
+_FLUSH_BYTES: Final = 256 * 1024
+"""Deltas are written before their time when so many have gathered."""
+
+
+class JournalStatistics(NamedTuple):
+    """What the journal has done."""
+
+    records: int  # acknowledged
+    groups: int  # fsyncs of results.jsonl, about
+    delta_bytes: int  # handed to the system
+    pending_bytes: int  # waiting for the disk now
+
+
+class Journal:
+    """See the module. All methods are for one event loop."""
+
+    def __init__(
+        self,
+        fs: FileSystem,
+        folder: Path,
+        *,
+        durability: Literal["batch", "each", "none"] = "batch",
+        deltas: bool = True,
+    ) -> None:
+        self._results = AppendFile(fs, folder / "results.jsonl")
+        self._deltas = AppendFile(fs, folder / "deltas.jsonl") if deltas else None
+        self._group = 1 if durability == "each" else MAX_RECORD_GROUP
+        self._sync = durability != "none"
+        self._records: deque[tuple[bytes, asyncio.Future[None]]] = deque()
+        self._lines: list[bytes] = []
+        self._line_bytes = 0
+        self._record_bytes = 0
+        self._writing_bytes = 0
+        self._closing = False
+        self._error: OutputError | None = None
+        self._wake = anyio.Event()
+        self._room = anyio.Event()
+        self._closed = anyio.Event()
+        self._counts = [0, 0, 0]
+
+    # ── For workers ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def finish(self, line: bytes) -> None:
+        """Writes one record; returns when it is as durable as the setting says.
+
+        Raises:
+            OutputError: it is not, and won't be.
+        """
+        self._raise_if_broken()
+        acknowledged = asyncio.get_running_loop().create_future()
+        self._records.append((line, acknowledged))
+        self._record_bytes += len(line)
+        self._wake.set()
+        await acknowledged
+
+    def delta(self, line: bytes) -> None:
+        """Takes one delta line."""
+        if self._deltas is None:
+            return
+        if not self._lines or self._line_bytes > _FLUSH_BYTES:
+            self._wake.set()
+        self._lines.append(line)
+        self._line_bytes += len(line)
+
+    async def room(self) -> None:
+        """Returns at once, or when the disk has caught up.
+
+        Raises:
+            OutputError: it never will.
+        """
+        while self._pending_bytes > MAX_PENDING_OUTPUT_BYTES:
+            self._raise_if_broken()
+            self._room = anyio.Event()
+            await self._room.wait()
+        self._raise_if_broken()
+
+    def close(self) -> None:
+        """Ends `run` once everything is written."""
+        self._closing = True
+        self._wake.set()
+
+    async def wait_closed(self) -> None:
+        """Returns when `run` has ended."""
+        await self._closed.wait()
+
+    def statistics(self) -> JournalStatistics:
+        """A snapshot."""
+        records, groups, delta_bytes = self._counts
+        return JournalStatistics(records, groups, delta_bytes, self._pending_bytes)
+
+    @property
+    def _pending_bytes(self) -> int:
+        return max(self._writing_bytes, self._record_bytes) + self._line_bytes
+
+    def _raise_if_broken(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    # ── The writer ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Writes until closed.
+
+        Raises:
+            OutputError: a write or fsync failed; everybody who waits gets it too.
+        """
+        task_status.started()
+        # Shielded: cancelling the run must not lose what was handed over.
+        with anyio.CancelScope(shield=True):
+            try:
+                while not self._closing or self._records or self._lines:
+                    await self._gather()
+                    await self._commit()
+                await anyio.to_thread.run_sync(self._close_files)
+            except OutputError as error:
+                self._fail(error)
+                raise
+            finally:
+                self._closed.set()
+
+    async def _gather(self) -> None:
+        """Waits for something to write: a record goes at once, deltas wait for company."""
+        if not (self._records or self._lines or self._closing):
+            self._wake = anyio.Event()
+            await self._wake.wait()
+        if not (self._records or self._closing or self._line_bytes > _FLUSH_BYTES):
+            self._wake = anyio.Event()
+            with anyio.move_on_after(DELTA_FLUSH_S):
+                await self._wake.wait()
+
+    async def _commit(self) -> None:
+        """One group: takes what is there, writes it in a thread, wakes those who waited for it."""
+        lines, self._lines = self._lines, []
+        delta_bytes, self._line_bytes = self._line_bytes, 0
+        group = [self._records.popleft() for _ in range(min(len(self._records), self._group))]
+        self._writing_bytes = delta_bytes + sum(len(line) for line, _ in group)
+        try:
+            await anyio.to_thread.run_sync(self._write, lines, [line for line, _ in group])
+        except OutputError as error:
+            for _, acknowledged in group:
+                _refuse(acknowledged, error)
+            raise
+        self._record_bytes -= self._writing_bytes - delta_bytes
+        self._writing_bytes = 0
+        self._counts[0] += len(group)
+        self._counts[1] += bool(group)
+        self._counts[2] += delta_bytes
+        for _, acknowledged in group:
+            if not acknowledged.done():
+                acknowledged.set_result(None)
+        self._room.set()
+
+    def _write(self, lines: list[bytes], records: list[bytes]) -> None:
+        """In the worker thread."""
+        if lines and self._deltas is not None:
+            self._deltas.append(b"".join(lines))
+        if records:
+            self._results.append(b"".join(records))
+            if self._sync:
+                self._results.sync()
+
+    def _close_files(self) -> None:
+        """In the worker thread. Whatever the setting, the end of a run is durable."""
+        self._results.sync()
+        self._results.close()
+        if self._deltas is not None:
+            self._deltas.close()
+
+    def _fail(self, error: OutputError) -> None:
+        self._error = error
+        while self._records:
+            _refuse(self._records.popleft()[1], error)
+        self._room.set()
+
+
+def _refuse(acknowledged: asyncio.Future[None], error: OutputError) -> None:
+    if not acknowledged.done():
+        acknowledged.set_exception(error)

@@ -1,0 +1,115 @@
+"""manifest.json: what was run, with what, when; and whether this input may go on in this folder.
+
+The folder's name is the run's identity. Lines may be added and reordered between runs; another file under the same
+name is refused rather than mixed.
+"""
+
+from __future__ import annotations
+
+import platform
+import socket
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit, urlunsplit
+
+import orjson
+
+from runner.errors import UsageError
+from runner.settings import Settings
+
+SCHEMA: Final = 1
+_VERSIONS: Final = ("openai", "httpx2", "aiohttp", "anyio", "tenacity", "aiolimiter", "orjson")
+
+
+def describe_input(
+    paths: Sequence[str], sha256: str | None, lines: int | None, size_bytes: int | None
+) -> dict[str, Any]:
+    """The input's identity. `sha256` and the counts are None for standard input, which can't be read twice."""
+    names = [path if path == "-" else str(Path(path).resolve()) for path in paths]
+    return {"paths": names, "sha256": sha256, "lines": lines, "size_bytes": size_bytes}
+
+
+def new(described: dict[str, Any], settings: Settings, base_url: str, seed: int, simulated: bool) -> dict[str, Any]:
+    """The manifest of a run that begins. `base_url` is where it really sends."""
+    return {
+        "schema": SCHEMA,
+        "runner": metadata.version("runner"),
+        "started": _now(),
+        "resumes": [],
+        "input": described,
+        "endpoint": without_credentials(base_url),
+        "synthetic": simulated,
+        "seed": seed,
+        "settings": settings.model_dump(mode="json"),
+        "reservation": f"{settings.reserve_output_tokens} output tokens where a line names no maximum",
+        "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in _VERSIONS},
+        "host": {"name": socket.gethostname(), "platform": platform.platform(), "argv": sys.argv[1:]},
+    }
+
+
+def resumed(old: dict[str, Any], current: dict[str, Any]) -> dict[str, Any]:
+    """The manifest of a run that goes on: this run's facts, the first run's start, and a list of the resumes."""
+    resumes = [*old.get("resumes", []), current["started"]]
+    return current | {"started": old.get("started", current["started"]), "resumes": resumes}
+
+
+def load(data: bytes, path: Path) -> dict[str, Any]:
+    """An existing manifest.
+
+    Raises:
+        UsageError: it isn't one of ours.
+    """
+    try:
+        found = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        found = None
+    if not isinstance(found, dict) or not isinstance(found.get("input"), dict):
+        raise UsageError(f"{path} is not a manifest of this program; move the folder away, or use --fresh or --out")
+    return found
+
+
+def check_same_input(old: dict[str, Any], described: dict[str, Any], folder: Path) -> None:
+    """Refuses to mix two inputs in one folder.
+
+    The same bytes may come from another place, and a file may change in its place (its jobs are checked one by one);
+    another file with other bytes is another run.
+
+    Raises:
+        UsageError: it names both inputs and what to do.
+    """
+    before = old["input"]
+    same_bytes = before.get("sha256") is not None and before.get("sha256") == described["sha256"]
+    if same_bytes or before.get("paths") == described["paths"]:
+        return
+    raise UsageError(
+        f"{folder} holds the run of {', '.join(before.get('paths', ['?']))}, not of {', '.join(described['paths'])}: "
+        "name another folder with --out, or start anew with --fresh (what is there is kept aside)"
+    )
+
+
+def unchanged(old: dict[str, Any], described: dict[str, Any]) -> bool:
+    """Whether the input is byte for byte what it was, so that no job can have changed."""
+    return described["sha256"] is not None and old["input"].get("sha256") == described["sha256"]
+
+
+def without_credentials(url: str) -> str:
+    """The URL without user, password and query."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if ":" in host:
+        host = f"[{host}]"
+    netloc = host if parts.port is None else f"{host}:{parts.port}"
+    return urlunsplit((parts.scheme, netloc, parts.path, "", ""))
+
+
+def encode(manifest: dict[str, Any]) -> bytes:
+    """The bytes of the file."""
+    return orjson.dumps(manifest, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,137 @@
+"""The task group of a run: reader → workers → journal, with drain and abort.
+
+Memory is bounded by concurrency, never by the number of jobs: the reader hands one job at a time to a staff of workers
+that is BACKOFF_ROOM times as large as the concurrency (a job in backoff holds no slot, but it is in memory), and waits
+when all of them are busy. The journal outlives the workers: it is closed, never cancelled.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import anyio
+from anyio.abc import TaskGroup
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+
+from runner import signals
+from runner.admission import AdmissionClosed
+from runner.digests import DigestMap, digest64
+from runner.drain import Drain
+from runner.jobs import Job, Rejected
+from runner.limits import BACKOFF_ROOM
+from runner.source import JobSource
+from runner.worker import Bench, StopRun, finish_rejected, run_job
+
+log = logging.getLogger(__name__)
+
+Item = Job | Rejected
+
+
+@dataclass(slots=True)
+class Pipeline:
+    """One run's flow of jobs."""
+
+    bench: Bench
+    drain: Drain
+    paths: Sequence[str]
+    done: DigestMap
+    """Ids (digests) that have their final record already."""
+    handle_signals: bool = True
+    _workers: int = field(default=0, init=False)
+
+    async def run(self) -> None:
+        """Runs every job that isn't done; returns when all that will be written is on disk.
+
+        Raises:
+            OutputError: the output can't be written.
+            InputError: the input is damaged beyond the point where it was last checked.
+        """
+        bench, drain = self.bench, self.drain
+        async with anyio.create_task_group() as services:
+            await services.start(bench.journal.run)
+            services.start_soon(bench.admission.run)
+            services.start_soon(drain.expire)
+            if self.handle_signals:
+                await services.start(signals.listen, self._asked_to_stop, drain.cut)
+            if bench.settings.deadline is not None:
+                services.start_soon(self._deadline, bench.settings.deadline)
+            try:
+                with drain.scope:
+                    await self._work()
+            finally:
+                bench.journal.close()
+            with anyio.CancelScope(shield=True):
+                await bench.journal.wait_closed()
+            services.cancel_scope.cancel()
+
+    async def _work(self) -> None:
+        send, receive = anyio.create_memory_object_stream[Item](0)
+        async with anyio.create_task_group() as staff, send, receive:
+            await self._read(staff, send, receive)
+            send.close()
+
+    # ── Reader ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _read(
+        self, staff: TaskGroup, send: MemoryObjectSendStream[Item], receive: MemoryObjectReceiveStream[Item]
+    ) -> None:
+        left = self.bench.settings.limit
+        async for batch in JobSource(self.paths).batches():
+            for item in batch:
+                if digest64(item.id.encode()) in self.done:
+                    self.bench.metrics.skipped()
+                    continue
+                if left == 0 or self.drain.asked:
+                    return
+                left = None if left is None else left - 1
+                self._hire(staff, send, receive)
+                await send.send(item)
+
+    def _hire(
+        self, staff: TaskGroup, send: MemoryObjectSendStream[Item], receive: MemoryObjectReceiveStream[Item]
+    ) -> None:
+        """Starts a worker if all are busy and the concurrency of now allows one more."""
+        idle = send.statistics().tasks_waiting_receive
+        if idle == 0 and self._workers < BACKOFF_ROOM * self.bench.admission.statistics().limit + 1:
+            self._workers += 1
+            staff.start_soon(self._worker, receive.clone())
+
+    # ── Workers ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _worker(self, receive: MemoryObjectReceiveStream[Item]) -> None:
+        async with receive:
+            async for item in receive:
+                if self.drain.asked:
+                    return
+                await self._one(item)
+
+    async def _one(self, item: Item) -> None:
+        try:
+            if isinstance(item, Rejected):
+                await finish_rejected(self.bench, item)
+            else:
+                await run_job(self.bench, item)
+        except AdmissionClosed:
+            return  # the run drains: the job stays for the next one
+        except StopRun as stop:
+            self.drain.ask(4, f"{stop.fault.kind.value}: {self.bench.redactor.redact(stop.fault.message)}")
+        self._check_limits()
+
+    def _check_limits(self) -> None:
+        settings, metrics = self.bench.settings, self.bench.metrics
+        if settings.max_failures is not None and metrics.failed >= settings.max_failures:
+            self.drain.ask(4, f"{metrics.failed} jobs failed (--max-failures {settings.max_failures})")
+        if settings.max_cost is not None and metrics.cost >= settings.max_cost:
+            self.drain.ask(4, f"{metrics.cost:.2f} spent (--max-cost {settings.max_cost:g})")
+
+    # ── Reasons to stop ──────────────────────────────────────────────────────────────────────────────────────────
+
+    def _asked_to_stop(self, number: signal.Signals) -> None:
+        self.drain.ask(128 + number, f"{number.name}: jobs in flight finish, once more to stop at once")
+
+    async def _deadline(self, seconds: float) -> None:
+        await anyio.sleep(seconds)
+        self.drain.ask(4, f"--deadline {seconds:g} s is over")

@@ -1,0 +1,53 @@
+"""The pass over the input before anything is sent, made only where its answer can matter.
+
+It finds jobs whose line changed under a known id since an earlier run (only where the input's bytes changed), and lines
+that can't be jobs (only under --strict).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from runner.digests import DigestMap, digest64
+from runner.errors import UsageError
+from runner.jobs import Job, Rejected
+from runner.source import JobSource
+
+_SHOWN = 5
+
+
+def asks_something_else(item: Job | Rejected, done: DigestMap) -> bool:
+    """Whether there is a record under the job's id for another request."""
+    known = done.get(digest64(item.id.encode()))
+    return known is not None and isinstance(item, Job) and known != item.digest
+
+
+async def changed_jobs(paths: Sequence[str], done: DigestMap) -> list[str]:
+    """Ids of the jobs that have a record of another request, in the input's order."""
+    return [item.id async for batch in JobSource(paths).batches() for item in batch if asks_something_else(item, done)]
+
+
+def changes_refused(ids: Sequence[str], paths: Sequence[str]) -> UsageError:
+    """The error that names the changed jobs."""
+    shown = ", ".join(repr(name) for name in ids[:_SHOWN]) + (" …" if len(ids) > _SHOWN else "")
+    return UsageError(
+        f"{', '.join(paths)}: {len(ids)} finished job(s) now ask something else under the same id ({shown}): "
+        "give them another custom_id, or run them again with --accept-changes (their old records are kept aside)"
+    )
+
+
+async def refuse_bad_lines(paths: Sequence[str]) -> None:
+    """Raises the error of the first line that can't be a job.
+
+    Raises:
+        UsageError: it names file, line and reason.
+    """
+    first: Rejected | None = None
+    count = 0
+    async for batch in JobSource(paths).batches():
+        for item in batch:
+            if isinstance(item, Rejected):
+                first = first or item
+                count += 1
+    if first is not None:
+        raise UsageError(f"{first.reason} ({count} line(s) can't be jobs; nothing was sent, because of --strict)")

@@ -1,0 +1,170 @@
+"""The live view, on stderr, and --echo, on stdout.
+
+A view reads snapshots a few times a second; it never holds up the run: when its stream is closed under it, it stops
+drawing and the run goes on. rich is imported only when it draws.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import AsyncIterator, Callable
+from typing import IO, Any, Final, Literal
+
+import anyio
+import orjson
+
+from runner.escape import for_line, for_terminal
+from runner.metrics import Snapshot
+
+Style = Literal["auto", "rich", "plain", "json", "none"]
+_PERIOD_S: Final = {"rich": 0.25, "plain": 10.0, "json": 1.0}
+
+
+@contextlib.asynccontextmanager
+async def live_view(style: Style, snapshot: Callable[[], Snapshot], stream: IO[str]) -> AsyncIterator[None]:
+    """Shows the run for as long as it lasts, and its last state at the end."""
+    if style == "auto":
+        style = "rich" if stream.isatty() else "plain"
+    if style == "none":
+        yield
+        return
+    view = _RichView(stream) if style == "rich" else _LineView(stream, json_form=style == "json")
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(_redraw, view, snapshot, _PERIOD_S[style])
+        try:
+            yield
+        finally:
+            tasks.cancel_scope.cancel()
+            with _stream_may_be_gone():
+                view.draw(snapshot())
+                view.close()
+
+
+async def _redraw(view: _RichView | _LineView, snapshot: Callable[[], Snapshot], period_s: float) -> None:
+    while True:
+        await anyio.sleep(period_s)
+        with _stream_may_be_gone():
+            view.draw(snapshot())
+
+
+def _stream_may_be_gone() -> contextlib.suppress:
+    """A terminal that was closed (EPIPE, EIO, a closed file) takes the view with it, not the run."""
+    return contextlib.suppress(OSError, ValueError)
+
+
+class _LineView:
+    """A line now and then: for logs and pipes."""
+
+    def __init__(self, stream: IO[str], *, json_form: bool) -> None:
+        self._stream = stream
+        self._json = json_form
+
+    def draw(self, now: Snapshot) -> None:
+        line = orjson.dumps(now._asdict()).decode() if self._json else plain_line(now)
+        self._stream.write(f"{line}\n")
+        self._stream.flush()
+
+    def close(self) -> None:
+        """Nothing is left on the screen."""
+
+
+class _RichView:
+    """A few lines that are redrawn in place."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        self._live = Live(console=Console(file=stream), auto_refresh=False, transient=True)
+        self._live.start()
+
+    def draw(self, now: Snapshot) -> None:
+        self._live.update(_panel(now), refresh=True)
+
+    def close(self) -> None:
+        self._live.stop()
+
+
+def _panel(now: Snapshot) -> Any:
+    from rich.console import Group
+    from rich.progress_bar import ProgressBar
+    from rich.text import Text
+
+    done = now.resumed + now.succeeded + now.failed
+    counts = Text(no_wrap=True, overflow="ellipsis")
+    counts.append(f"{done:,}" + (f" of {now.total:,}" if now.total is not None else "") + " done")
+    counts.append(f"  {now.failed:,} failed", style="red" if now.failed else "dim")
+    counts.append(f"  {now.in_flight:,} in flight", style="cyan")
+    counts.append(f" of {now.limit:,}", style="dim")
+    rates = Text("  ".join(_rates(now)), no_wrap=True, overflow="ellipsis", style="dim")
+    if not now.total:
+        return Group(counts, rates)
+    return Group(ProgressBar(total=now.total, completed=min(done, now.total)), counts, rates)
+
+
+def plain_line(now: Snapshot) -> str:
+    """The snapshot as one line of text."""
+    done = now.resumed + now.succeeded + now.failed
+    total = f"/{now.total}" if now.total is not None else ""
+    return "  ".join([f"{done}{total} done, {now.failed} failed, {now.in_flight} in flight", *_rates(now)])
+
+
+def _rates(now: Snapshot) -> list[str]:
+    parts = [f"{now.tokens_per_s:,.0f} tok/s", f"{now.jobs_per_s:,.1f} jobs/s"]
+    if now.rpm_allowed is not None:
+        parts.append(f"RPM {now.rpm_used:,.0f}/{now.rpm_allowed:,.0f}")
+    if now.tpm_allowed is not None:
+        parts.append(f"TPM {now.tpm_used:,.0f}/{now.tpm_allowed:,.0f}")
+    if now.cooldown_s > 0:
+        parts.append(f"cooling down {now.cooldown_s:.0f} s")
+    if now.cost:
+        parts.append(f"cost {now.cost:,.2f}")
+    parts.append(f"ETA {duration(now.eta_s)}" if now.eta_s is not None else f"{duration(now.elapsed_s)} so far")
+    return parts
+
+
+def duration(seconds: float) -> str:
+    """`75` → `1m15s`."""
+    whole = round(seconds)
+    hours, rest = divmod(whole, 3600)
+    minutes, left = divmod(rest, 60)
+    if hours:
+        return f"{hours}h{minutes:02d}m"
+    return f"{minutes}m{left:02d}s" if minutes else f"{left}s"
+
+
+class Echo:
+    """Prints text as it arrives. When another job speaks, a line says which."""
+
+    def __init__(self, stream: IO[str] | None = None) -> None:
+        self._stream = sys.stdout if stream is None else stream
+        self._speaker: str | None = None
+
+    def text(self, job_id: str, text: str) -> None:
+        """A job's next piece of text."""
+        self._turn_to(job_id)
+        self._write(for_terminal(text))
+
+    def void(self, job_id: str, reason: str) -> None:
+        """What was printed of a job is void: it begins anew."""
+        self._turn_to(job_id)
+        self._write(f"\n[again: {reason}]\n")
+
+    def end(self, job_id: str) -> None:
+        """A job is finished."""
+        if self._speaker == job_id:
+            self._write("\n")
+            self._speaker = None
+
+    def _turn_to(self, job_id: str) -> None:
+        if self._speaker == job_id:
+            return
+        lead = "" if self._speaker is None else "\n"
+        self._speaker = job_id
+        self._write(f"{lead}── {for_line(job_id)} ──\n")
+
+    def _write(self, text: str) -> None:
+        with _stream_may_be_gone():
+            self._stream.write(text)
+            self._stream.flush()

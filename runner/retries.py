@@ -1,0 +1,79 @@
+"""tenacity as this project uses it: what is retried, how often, after how long.
+
+Only `AttemptFailed` is retried, and only where its fault says that another attempt may help: an allow-list, since
+tenacity asks its predicate about cancellation too. The wait is full jitter (AWS, "Exponential Backoff And Jitter") on
+top of what the server asked for, which is a floor. A throttled attempt waits in admission's shared cool-down as well.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from tenacity import AsyncRetrying, RetryCallState
+
+from runner.faults import Fault
+from runner.limits import THROTTLED_ATTEMPTS_FACTOR
+
+BACKOFF_BASE_S: Final = 0.5
+"""The first wait is between 0 and this."""
+BACKOFF_CAP_S: Final = 60.0
+"""…doubling to this: a minute is the window of every rate limit."""
+
+
+class AttemptFailed(Exception):
+    """Raised by one attempt of a job, for tenacity."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(fault.message)
+        self.fault = fault
+
+
+def retrying(max_attempts: int, *, rng: random.Random, sleep: Callable[[float], Awaitable[None]]) -> AsyncRetrying:
+    """The retry loop of one job; raises the last `AttemptFailed` when it gives up.
+
+    Throttled attempts are counted apart, up to max_attempts × THROTTLED_ATTEMPTS_FACTOR; with max_attempts = 1 nothing
+    is retried.
+    """
+    policy = _Policy(max_attempts, rng)
+    return AsyncRetrying(retry=policy.retry, stop=policy.stop, wait=policy.wait, sleep=sleep, reraise=True)
+
+
+class _Policy:
+    """Counts one job's failures by class."""
+
+    def __init__(self, max_attempts: int, rng: random.Random) -> None:
+        self._max = max_attempts
+        self._rng = rng
+        self._failed = 0
+        self._throttled = 0
+
+    def retry(self, state: RetryCallState) -> bool:
+        fault = _fault(state)
+        if fault is None:
+            return False
+        if fault.row.throttle:
+            self._throttled += 1
+        else:
+            self._failed += 1
+        return fault.retry
+
+    def stop(self, state: RetryCallState) -> bool:
+        if self._max == 1:
+            return True
+        return self._failed >= self._max or self._throttled >= self._max * THROTTLED_ATTEMPTS_FACTOR
+
+    def wait(self, state: RetryCallState) -> float:
+        fault = _fault(state)
+        assert fault is not None
+        failures = self._throttled if fault.row.throttle else self._failed
+        # 2**7 × 0.5 s passes the cap; a larger exponent would only overflow.
+        ceiling = min(BACKOFF_BASE_S * 2 ** min(failures - 1, 7), BACKOFF_CAP_S)
+        return (fault.retry_after_s or 0.0) + self._rng.uniform(0.0, ceiling)
+
+
+def _fault(state: RetryCallState) -> Fault | None:
+    """The fault of the attempt that just ended; None if it ended well or with anything else, cancellation included."""
+    error = state.outcome.exception() if state.outcome is not None else None
+    return error.fault if isinstance(error, AttemptFailed) else None

@@ -1,0 +1,220 @@
+"""Every setting, its default and its bounds: flags, then RUNNER_* variables, then a TOML file, then these defaults.
+
+The defaults are those of configs/default.toml; a test holds the two together. An unknown key is an error wherever it
+stands: a misspelt limit that is silently ignored costs money.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from runner.errors import UsageError
+from runner.limits import MAX_CONCURRENCY
+
+ENV_PREFIX: Final = "RUNNER_"
+DEFAULT_BASE_URL: Final = "https://api.openai.com/v1"
+
+# GitHub's hosted CI sets these in every job; they are no misspelt settings of ours.
+_FOREIGN_ENV: Final = frozenset(
+    f"RUNNER_{name}"
+    for name in ("OS", "ARCH", "NAME", "TEMP", "TOOL_CACHE", "DEBUG", "ENVIRONMENT", "WORKSPACE", "TRACKING_ID", "USER")
+)
+
+_UNITS_S: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_DURATION: Final = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|s|m|h|d))+")
+
+
+def parse_duration(value: Any) -> Any:
+    """`90`, `"90s"`, `"2h30m"` → seconds; anything else is left for pydantic to refuse."""
+    if not isinstance(value, str):
+        return value
+    text = value.strip().lower().replace(" ", "")
+    if not _DURATION.fullmatch(text):
+        return value
+    return sum(float(number) * _UNITS_S[unit] for number, unit in re.findall(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", text))
+
+
+Duration = Annotated[float, BeforeValidator(parse_duration), Field(gt=0, allow_inf_nan=False)]
+Rate = Annotated[float, Field(gt=0, le=1e12, allow_inf_nan=False)]
+Money = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Price(BaseModel):
+    """What a model costs, in one currency per million tokens."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    input: Money
+    output: Money
+    cached_input: Money | None = None
+    """None: cached tokens cost what other input does."""
+
+
+class Settings(BaseSettings):
+    """The settings of a run. Durations are seconds, or text such as "2h30m"."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX,
+        env_ignore_empty=True,
+        enable_decoding=False,  # a list in a variable is words, not JSON
+        extra="forbid",
+        frozen=True,
+    )
+
+    base_url: str | None = None
+    """Where to send; None: OPENAI_BASE_URL, else OpenAI."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """Name of the environment variable that holds the key. The key itself is never an option."""
+    model: str | None = Field(default=None, min_length=1)
+    """For lines that name none."""
+    concurrency: int | Literal["auto"] = "auto"
+    """Streams at once."""
+    rpm: Rate | None = None
+    """Requests a minute; None: no limit of ours."""
+    tpm: Rate | None = None
+    """Tokens a minute, input and reserved output together; None: no limit of ours."""
+    reserve_output_tokens: int = Field(default=1024, ge=0)
+    """Reserved under `tpm` for a line that names no maximum; real usage corrects it afterwards."""
+    max_attempts: int = Field(default=5, ge=1, le=100)
+    """Tries of one job, the first included. 429s have a bound of their own, ten times as high."""
+    first_token_timeout: Duration = 300.0
+    """From sending to the first content."""
+    idle_timeout: Duration = 60.0
+    """Between two deltas; keep-alive comments don't count."""
+    total_timeout: Duration = 1800.0
+    """One attempt, from sending to its end."""
+    stream_options: Literal["openai", "usage", "none"] = "openai"
+    """What to ask of a stream: "openai": usage, and no padding of deltas; "usage": usage alone; "none": for servers
+    that refuse the field."""
+    fail_on: frozenset[str] = frozenset()
+    """Finish reasons that count as failure, e.g. length, content_filter, incomplete."""
+    strict: bool = False
+    """Stop before anything is sent when a line can't be a job."""
+    deltas: bool = True
+    """Write deltas.jsonl."""
+    durability: Literal["batch", "each", "none"] = "batch"
+    """When a record counts as finished: fsynced in groups, one by one, or when handed to the system."""
+    limit: int | None = Field(default=None, ge=1)
+    """Run at most this many jobs, then stop as if the file ended there."""
+    deadline: Duration | None = None
+    """Stop the run after this long."""
+    max_cost: Money | None = None
+    """Stop the run when this much has been spent; needs `prices`."""
+    max_failures: int | None = Field(default=None, ge=1)
+    """Stop the run at this many failed jobs."""
+    grace: Duration = 30.0
+    """How long jobs in flight may go on after the run was told to stop."""
+    progress: Literal["auto", "rich", "plain", "json", "none"] = "auto"
+    """The live view, on stderr."""
+    echo: bool = False
+    """Print tokens to stdout as they arrive."""
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    """Of run.log."""
+    seed: int | None = Field(default=None, ge=0)
+    """Seed of the jitter in backoff; None: a fresh one, which the manifest names."""
+    prices: dict[str, Price] = Field(default_factory=dict)
+    """By model name; the longest name that the answer's model begins with counts."""
+
+    @field_validator("concurrency")
+    @classmethod
+    def _bounded(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and not 1 <= value <= MAX_CONCURRENCY:
+            raise ValueError(f"must be auto or between 1 and {MAX_CONCURRENCY}")
+        return value
+
+    @field_validator("base_url")
+    @classmethod
+    def _http_url(cls, value: str | None) -> str | None:
+        if value is not None and not re.match(r"https?://[^\s/?#]+", value, re.IGNORECASE):
+            raise ValueError("must begin with http:// or https:// and name a host")
+        return value
+
+    @field_validator("fail_on", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return value.replace(",", " ").split() if isinstance(value, str) else value
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The order of precedence. The constructor's `config_file` names the TOML file; .env files aren't read."""
+        assert isinstance(init_settings, InitSettingsSource)
+        path = init_settings.init_kwargs.pop("config_file", None)
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=path)
+
+
+def load(*, flags: Mapping[str, Any], config: str | None = None, env: Mapping[str, str] = os.environ) -> Settings:
+    """The settings in force.
+
+    `flags` holds only what the user said. `config` is a name in configs/ or a path of a TOML file.
+
+    Raises:
+        UsageError: an unknown key, a bad value, or a file that can't be read; it names the source and the key.
+    """
+    path = None if config is None else find_config(config)
+    _refuse_unknown(env)
+    values: dict[str, Any] = {"config_file": path, **flags}
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        raise UsageError(_explain(error, flags, env, path)) from None
+    except (OSError, ValueError) as error:  # not TOML, or not readable
+        raise UsageError(f"{path}: {error}") from None
+
+
+def find_config(name: str) -> Path:
+    """A path as given, else NAME.toml in ./configs, in the checkout's configs, or in the installed package's."""
+    package = Path(__file__).parent
+    candidates = [Path(name)] if name.endswith(".toml") or "/" in name else []
+    candidates += [
+        folder / f"{name}.toml" for folder in (Path("configs"), package.parent / "configs", package / "configs")
+    ]
+    for path in candidates:
+        if path.is_file():
+            return path
+    known = sorted({p.stem for folder in (Path("configs"), package.parent / "configs") for p in folder.glob("*.toml")})
+    raise UsageError(f"--config {name}: no such file, and no such name in configs/ (there are: {', '.join(known)})")
+
+
+def _refuse_unknown(env: Mapping[str, str]) -> None:
+    """pydantic-settings looks up the names it knows; a misspelt one would be silently without effect."""
+    for name in env:
+        key = name.removeprefix(ENV_PREFIX).lower()
+        if name.startswith(ENV_PREFIX) and name not in _FOREIGN_ENV and key not in Settings.model_fields:
+            raise UsageError(f"environment variable {name}: there is no such setting")
+
+
+def _explain(error: ValidationError, flags: Mapping[str, Any], env: Mapping[str, str], path: Path | None) -> str:
+    """The first problem, as one line that names where the value came from."""
+    problem = error.errors(include_url=False, include_context=False)[0]
+    key = str(problem["loc"][0]) if problem["loc"] else ""
+    dotted = ".".join(str(part) for part in problem["loc"])
+    variable = f"{ENV_PREFIX}{key.upper()}"
+    if key in flags:
+        where = f"--{key.replace('_', '-')}"
+    elif env.get(variable):
+        where = f"environment variable {variable}"
+    else:
+        where = str(path or "settings")
+    if problem["type"] == "extra_forbidden":
+        return f"{where}: unknown key {dotted!r}"
+    return f"{where}: {dotted} = {problem['input']!r}: {problem['msg'].removeprefix('Value error, ')}"

@@ -1,0 +1,121 @@
+"""`python -m runner tail DIR [CUSTOM_ID]`: follows a run, or one job's text, as it arrives.
+
+It reads the files and nothing else, so it works beside any run, and on a finished folder.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, Final
+
+import anyio
+import orjson
+
+from runner.escape import for_line, for_terminal
+
+_POLL_S: Final = 0.2
+
+
+class _Growing:
+    """The whole lines of a file that may not exist yet, may grow, and may be replaced."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+        self._inode = 0
+        self._rest = b""
+
+    def lines(self) -> Iterator[Any]:
+        """What has been added since the last call, parsed; what isn't JSON is passed over."""
+        try:
+            file = self._path.open("rb")
+        except FileNotFoundError:
+            return
+        with file:
+            status = os.fstat(file.fileno())
+            if status.st_ino != self._inode or status.st_size < self._offset:
+                self._inode, self._offset, self._rest = status.st_ino, 0, b""
+            file.seek(self._offset)
+            while block := file.read(1 << 20):
+                self._offset += len(block)
+                *ends, self._rest = (self._rest + block).split(b"\n")
+                for end in ends:
+                    try:
+                        yield orjson.loads(end)
+                    except orjson.JSONDecodeError:  # a fragment that a crash left
+                        continue
+
+
+async def tail(folder: Path, custom_id: str | None, out: IO[str], *, follow: bool = True) -> int:
+    """Prints until the job has its record, or the run is over; returns the exit code.
+
+    1: `custom_id` has no record and no run is going on that could write one.
+    """
+    deltas, results = _Growing(folder / "deltas.jsonl"), _Growing(folder / "results.jsonl")
+    begun: set[str] = set()
+    while True:
+        # Asked before reading: what a run wrote before it let go of the lock is then read in this very round.
+        running = _is_running(folder)
+        for line in deltas.lines():
+            if custom_id is None:
+                _announce(line, begun, out)
+            elif line.get("custom_id") == custom_id:
+                out.write(_shown(line))
+        for record in results.lines():
+            if custom_id is None or record.get("custom_id") == custom_id:
+                begun.discard(record.get("custom_id"))
+                out.write(_ending(record, alone=custom_id is not None))
+                if custom_id is not None:
+                    return 0
+        out.flush()
+        if not running or not follow:
+            return 0 if custom_id is None else 1
+        await anyio.sleep(_POLL_S)
+
+
+def _announce(line: dict[str, Any], begun: set[str], out: IO[str]) -> None:
+    """For all jobs: beginnings and restarts. `begun` is bounded by what is in flight."""
+    name = str(line.get("custom_id"))
+    if line.get("event") == "void":
+        out.write(f"{for_line(name)}  again: {for_line(str(line.get('reason')))}\n")
+    elif name not in begun:
+        begun.add(name)
+        out.write(f"{for_line(name)}  answering\n")
+
+
+def _shown(line: dict[str, Any]) -> str:
+    if line.get("event") == "void":
+        return f"\n[again: {for_line(str(line.get('reason')))}]\n"
+    delta = line.get("delta") or {}
+    if delta.get("type") in ("response.output_text.delta", "response.refusal.delta"):
+        text = delta.get("delta")
+    elif "type" in delta:
+        text = None
+    else:
+        text = delta.get("content") or delta.get("refusal") or delta.get("text")
+    return for_terminal(text) if isinstance(text, str) else ""
+
+
+def _ending(record: dict[str, Any], *, alone: bool) -> str:
+    error = record.get("error")
+    runner = record.get("runner") or {}
+    end = str(runner.get("finish")) if error is None else f"failed: {error.get('code')}: {error.get('message')}"
+    return f"\n[{for_line(end)}]\n" if alone else f"{for_line(str(record.get('custom_id')))}  {for_line(end)}\n"
+
+
+def _is_running(folder: Path) -> bool:
+    """Whether a run holds the folder. A shared lock that is let go at once disturbs nobody for long."""
+    try:
+        fd = os.open(folder / ".lock", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False

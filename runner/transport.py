@@ -1,0 +1,153 @@
+"""The httpx2 transport under AsyncOpenAI: one aiohttp session, with a guard on what comes back.
+
+AsyncOpenAI builds every request (authorisation, base URL, headers) and raises its own errors for every bad status; only
+the bytes pass through here. What this adds to the transport that the SDK vendors:
+
+- no hidden connection limit (aiohttp's own is 100) and keep-alive that outlasts a pause between paced requests;
+- no redirects, no cookies, no decompression, no response larger than a bound, an error body read up to a bound;
+- monotonic stamps of when the request went out and when its headers came back;
+- the response body is handed on as a `Body`, which the attempt reads block by block as it arrives.
+
+Deadlines are the attempt's: only connecting has a timeout of its own here. Source for the map of exceptions:
+aiohttp.client_exceptions and httpx2._exceptions of the installed versions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import AsyncIterator, Iterator
+from typing import Final
+
+import aiohttp
+import httpx2
+
+from runner.limits import CONNECT_TIMEOUT_S, KEEPALIVE_S, MAX_ERROR_BODY_BYTES, READ_BLOCK_BYTES
+
+BODY: Final = "runner.body"
+"""Key of `Body` in a response's extensions."""
+
+# The finest class first: the first match wins.
+_EXCEPTIONS: tuple[tuple[type[Exception], type[httpx2.TransportError]], ...] = (
+    (aiohttp.ServerTimeoutError, httpx2.ConnectTimeout),
+    (aiohttp.ClientProxyConnectionError, httpx2.ProxyError),
+    (aiohttp.ClientHttpProxyError, httpx2.ProxyError),
+    (aiohttp.ClientConnectorError, httpx2.ConnectError),
+    (aiohttp.InvalidURL, httpx2.UnsupportedProtocol),
+    (aiohttp.ClientConnectionError, httpx2.ReadError),
+    (aiohttp.ClientError, httpx2.RemoteProtocolError),
+    (OSError, httpx2.ReadError),
+)
+
+
+@contextlib.contextmanager
+def map_exceptions() -> Iterator[None]:
+    """Turns aiohttp's exceptions into httpx2's, which AsyncOpenAI knows; the cause stays chained."""
+    try:
+        yield
+    except (aiohttp.ClientError, OSError) as error:
+        for foreign, ours in _EXCEPTIONS:
+            if isinstance(error, foreign):
+                raise ours(str(error) or type(error).__name__) from error
+        raise
+
+
+class Body(httpx2.AsyncByteStream):
+    """The body of one response, read as it arrives."""
+
+    __slots__ = ("_bound", "_response", "headers_ns", "sent_ns")
+
+    def __init__(self, response: aiohttp.ClientResponse, bound_bytes: int, sent_ns: int) -> None:
+        self._response = response
+        self._bound = bound_bytes
+        self.sent_ns = sent_ns
+        """Monotonic, when the request was handed to the connection pool."""
+        self.headers_ns = time.monotonic_ns()
+        """Monotonic, when the status line and headers had arrived."""
+
+    async def read(self) -> bytes:
+        """What has arrived since the last read, or b"" at the end.
+
+        Raises:
+            httpx2.TransportError: the connection broke before the body's end.
+        """
+        with map_exceptions():
+            return await self._response.content.readany()
+
+    @property
+    def at_end(self) -> bool:
+        """Whether the body's end has been read: the connection can serve another request."""
+        return self._response.content.at_eof()
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        """For AsyncOpenAI's own reading of an error body: bounded, the rest is cut off."""
+        left = self._bound
+        while left > 0:
+            block = await self.read()
+            if not block:
+                return
+            yield block[:left]
+            left -= len(block)
+
+    async def aclose(self) -> None:
+        """Gives the connection back if the body was read to its end, else closes it."""
+        if self.at_end:
+            self._response.release()
+        else:
+            self._response.close()
+
+
+class Transport(httpx2.AsyncBaseTransport):
+    """httpx2's transport interface on one aiohttp session.
+
+    Concurrency isn't bounded here: admission is the one place that does.
+    """
+
+    def __init__(self, *, trust_env: bool = True) -> None:
+        self._trust_env = trust_env
+        self._session: aiohttp.ClientSession | None = None
+
+    def _open_session(self) -> aiohttp.ClientSession:
+        # Made on first use: aiohttp wants a running loop.
+        connector = aiohttp.TCPConnector(
+            limit=0,
+            keepalive_timeout=KEEPALIVE_S,
+            ttl_dns_cache=300,
+            ssl=httpx2.create_ssl_context(trust_env=self._trust_env),
+        )
+        return aiohttp.ClientSession(
+            connector=connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            trust_env=self._trust_env,
+            read_bufsize=READ_BLOCK_BYTES,
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S),
+            skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
+        )
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        """Sends one request and returns when its headers have arrived; the body is `extensions[BODY]`."""
+        if self._session is None:
+            self._session = self._open_session()
+        sent_ns = time.monotonic_ns()
+        with map_exceptions():
+            response = await self._session.request(
+                request.method,
+                str(request.url),
+                headers=request.headers.multi_items(),
+                data=request.content or None,
+                allow_redirects=False,
+            )
+        body = Body(response, MAX_ERROR_BODY_BYTES, sent_ns)
+        return httpx2.Response(
+            status_code=response.status,
+            headers=list(response.raw_headers),
+            stream=body,
+            request=request,
+            extensions={"http_version": b"HTTP/1.1", BODY: body},
+        )
+
+    async def aclose(self) -> None:
+        """Closes every connection."""
+        if self._session is not None:
+            await self._session.close()

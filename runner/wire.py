@@ -1,0 +1,48 @@
+"""What a job sends: the API's body, encoded once. Pure."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import orjson
+
+from runner.jobs import Api, Job
+
+StreamOptions = Literal["openai", "usage", "none"]
+
+
+def encode_body(job: Job, *, model: str | None, stream_options: StreamOptions) -> bytes:
+    """The bytes to post. `model` is for a line that names none; what the line says always wins."""
+    body = job.body if "model" in job.body or model is None else {"model": model, **job.body}
+    if job.api is Api.EMBEDDINGS:
+        return orjson.dumps(body)
+    body = {**body, "stream": job.stream}
+    if job.stream:
+        options = _options(job.api, stream_options) | (body.get("stream_options") or {})
+        if options:
+            body["stream_options"] = options
+    else:
+        # The API refuses stream_options where nothing streams.
+        body.pop("stream_options", None)
+    return orjson.dumps(body)
+
+
+def _options(api: Api, wanted: StreamOptions) -> dict[str, Any]:
+    """Usage in the last chunk; no padding of each delta with random characters (`include_obfuscation`)."""
+    options: dict[str, Any] = {}
+    if wanted == "openai":
+        options["include_obfuscation"] = False
+    # A Responses stream has its usage in the terminal event anyway, and no option for it.
+    if wanted != "none" and api is not Api.RESPONSES:
+        options["include_usage"] = True
+    return options
+
+
+def choices_of(job: Job) -> int:
+    """How many choices the answer owes: n, times the prompts of a legacy completion."""
+    n = job.body.get("n")
+    count = n if isinstance(n, int) and not isinstance(n, bool) and n > 0 else 1
+    prompts = job.body.get("prompt")
+    if job.api is Api.COMPLETIONS and isinstance(prompts, list) and prompts and isinstance(prompts[0], str | list):
+        count *= len(prompts)
+    return count

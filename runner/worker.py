@@ -1,0 +1,251 @@
+"""One job through its attempts, to its one final record.
+
+Steps: encode the body and estimate its tokens; then, under tenacity, admission → attempt → settle, with the backoff
+outside the concurrency slot; then the record, acknowledged by the journal before the job counts as finished.
+
+A job has no record when the run was told to stop before it ended, or when it met a fault that stops the run (no quota,
+bad key): the next run of the same command does it.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import httpx2
+import orjson
+
+from runner import records, tokens
+from runner.admission import Admission, AdmissionClosed, NeverFits, Ticket
+from runner.attempt import Attempted, run_attempt
+from runner.client import Client
+from runner.costs import cost_of
+from runner.deadlines import Deadlines
+from runner.deltas import Delta
+from runner.errors import OutputError
+from runner.faults import Fault, FaultKind
+from runner.jobs import Job, Rejected
+from runner.journal import Journal
+from runner.metrics import RunMetrics
+from runner.outcome import Completed, Failed, Outcome, Usage
+from runner.progress import Echo
+from runner.records import History, Retry
+from runner.redact import Redactor
+from runner.retries import AttemptFailed, retrying
+from runner.settings import Settings
+from runner.wire import choices_of, encode_body
+
+log = logging.getLogger(__name__)
+
+
+class StopRun(Exception):
+    """Raised when a job met a fault that no other job could escape; the run drains."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(fault.message)
+        self.fault = fault
+
+
+@dataclass(slots=True)
+class Bench:
+    """What every worker shares: the parts of one run."""
+
+    settings: Settings
+    client: Client
+    endpoint: str
+    admission: Admission
+    journal: Journal
+    metrics: RunMetrics
+    redactor: Redactor
+    rng: random.Random
+    sleep: Callable[[float], Awaitable[None]]
+    """Sleeps a backoff; raises when the run drains."""
+    echo: Echo | None = None
+    resumed: bool = False
+    """Whether deltas of an earlier run are in the folder: a job's first attempt then voids them."""
+
+
+async def finish_rejected(bench: Bench, line: Rejected) -> None:
+    """Writes the record of a line that can't be a job."""
+    record = records.of_rejected(line)
+    await bench.journal.finish(records.record_line(record))
+    bench.metrics.record(record)
+
+
+async def run_job(bench: Bench, job: Job) -> None:
+    """Runs one job to its final record.
+
+    Raises:
+        StopRun: no other job could succeed either; this one has no record.
+        AdmissionClosed: the run drains; this job has no record.
+        OutputError: the record could not be written.
+    """
+    await _JobRun(bench, job).run()
+
+
+class _JobRun:
+    """The state of one job between its attempts. It is also the sink of its attempts' deltas."""
+
+    def __init__(self, bench: Bench, job: Job) -> None:
+        self._bench = bench
+        self._job = job
+        settings = bench.settings
+        self._content = encode_body(job, model=settings.model, stream_options=settings.stream_options)
+        estimate = tokens.estimate(job, default_output_tokens=settings.reserve_output_tokens)
+        self._tokens = estimate.input_tokens + estimate.output_tokens
+        self._deadlines = Deadlines(settings.first_token_timeout, settings.idle_timeout, settings.total_timeout)
+        model = job.body.get("model", settings.model)
+        self._history = History(bench.endpoint, model if isinstance(model, str) else None)
+        self._read_at = time.monotonic()
+        self._last: Attempted | None = None
+        self._seq = 0
+        self._id_json = orjson.dumps(job.id)
+
+    async def run(self) -> None:
+        """The job's way, start to end."""
+        try:
+            outcome = await self._attempts()
+        except (AdmissionClosed, OutputError):
+            raise
+        except Exception as error:  # a defect of ours in one job must not take the others with it
+            log.exception("internal error", extra={"job": self._job.id})
+            outcome = Failed(Fault(FaultKind.INTERNAL, f"{type(error).__name__}: {error}"))
+        if isinstance(outcome, Failed) and outcome.fault.row.stops_run:
+            raise StopRun(outcome.fault)
+        await self._finish(outcome)
+
+    # ── Attempts ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _attempts(self) -> Outcome:
+        bench = self._bench
+        try:
+            async for attempt in retrying(bench.settings.max_attempts, rng=bench.rng, sleep=bench.sleep):
+                with attempt:
+                    outcome = await self._attempt()
+                    if isinstance(outcome, Failed):
+                        raise AttemptFailed(outcome.fault)
+        except AttemptFailed:
+            assert self._last is not None
+            return self._last.outcome
+        except NeverFits as error:
+            return Failed(Fault(FaultKind.NEVER_FITS, str(error)))
+        return outcome
+
+    async def _attempt(self) -> Outcome:
+        bench, history = self._bench, self._history
+        if self._last is not None:
+            self._note_retry(self._last)
+        ticket = await bench.admission.acquire(self._tokens)
+        used: Usage | None = None
+        try:
+            history.queue_s = time.monotonic() - self._read_at
+            history.limiter_wait_s += ticket.limiter_wait_s
+            history.attempts += 1
+            history.started = datetime.now(UTC)
+            self._void_if_repeated()
+            self._last = await self._send(ticket)
+            used = self._last.outcome.usage
+        finally:
+            bench.admission.settle(ticket, used.total_tokens if used else None)
+            bench.admission.release(ticket)
+        return self._last.outcome
+
+    async def _send(self, ticket: Ticket) -> Attempted:
+        bench = self._bench
+        attempted = await run_attempt(
+            bench.client,
+            self._job,
+            self._content,
+            choices=choices_of(self._job),
+            deadlines=self._deadlines,
+            sink=self,
+            on_headers=self._headers_came,
+        )
+        outcome = attempted.outcome
+        if isinstance(outcome, Failed):
+            self._failed(outcome.fault)
+        return attempted
+
+    def _headers_came(self, response: httpx2.Response) -> None:
+        self._bench.admission.succeeded()
+
+    def _failed(self, fault: Fault) -> None:
+        bench = self._bench
+        log.info("attempt failed", extra={"job": self._job.id, "fault": fault.kind.value, "status": fault.status})
+        bench.metrics.attempt_failed(fault.kind.value)
+        if fault.row.throttle:
+            bench.admission.throttled(fault.retry_after_s)
+
+    def _note_retry(self, attempted: Attempted) -> None:
+        outcome = attempted.outcome
+        assert isinstance(outcome, Failed)
+        fault = outcome.fault
+        message = self._bench.redactor.redact(fault.message)
+        self._history.retries.append(Retry(self._history.attempts, fault.kind.value, message, fault.status))
+
+    # ── Deltas ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _void_if_repeated(self) -> None:
+        """Says in deltas.jsonl that what stands there of this job's text is void."""
+        self._seq = 0
+        history = self._history
+        if history.retries:
+            self._write_void(history.attempts - 1, history.retries[-1].reason)
+        elif self._bench.resumed:
+            # An interrupted run may have left half an answer under the same attempt number.
+            self._write_void(0, "resumed")
+
+    def _write_void(self, attempt: int, reason: str) -> None:
+        void = {"custom_id": self._job.id, "attempt": attempt, "event": "void", "reason": reason}
+        self._bench.journal.delta(orjson.dumps(void) + b"\n")
+        if self._bench.echo is not None:
+            self._bench.echo.void(self._job.id, reason)
+
+    def delta(self, delta: Delta, t_s: float) -> None:
+        """One line of deltas.jsonl; part of the attempt's sink."""
+        bench = self._bench
+        if bench.settings.deltas:
+            # Put together by hand: the id is encoded once a job, and a dict a chunk would cost as much again.
+            payload = orjson.dumps(delta.payload)
+            bench.journal.delta(
+                b'{"custom_id":%b,"attempt":%d,"seq":%d,"t":%.6f,"delta":%b}\n'
+                % (self._id_json, self._history.attempts, self._seq, t_s, payload)
+            )
+        self._seq += 1
+        if delta.kind.is_content:
+            bench.metrics.delta()
+        if bench.echo is not None and delta.text:
+            bench.echo.text(self._job.id, delta.text)
+
+    async def room(self) -> None:
+        """Waits while the disk is behind; part of the attempt's sink."""
+        await self._bench.journal.room()
+
+    # ── The record ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _finish(self, outcome: Outcome) -> None:
+        bench = self._bench
+        completed = isinstance(outcome, Completed)
+        model = outcome.body.get("model") if isinstance(outcome, Completed) else None
+        cost = cost_of(outcome.usage, model or self._history.model, bench.settings.prices)
+        unwanted = self._unwanted(outcome) if isinstance(outcome, Completed) else None
+        record = records.of_job(self._job, self._history, self._last, outcome, cost=cost, unwanted=unwanted)
+        if not completed:
+            # A server may echo the key in an error. An answer is left as it is: nothing of ours is in it.
+            for key in ("error", "response"):
+                record[key] = bench.redactor.redact_json(record[key])
+        await bench.journal.finish(records.record_line(record))
+        bench.metrics.record(record)
+        if bench.echo is not None:
+            bench.echo.end(self._job.id)
+
+    def _unwanted(self, outcome: Completed) -> Fault | None:
+        """The fault that --fail-on makes of this finish; "incomplete" covers "incomplete:<reason>"."""
+        finish = outcome.finish
+        if {finish, finish.partition(":")[0], finish.partition(":")[2]} & self._bench.settings.fail_on:
+            return Fault(FaultKind.UNWANTED_FINISH, f"the answer ended with {finish}")
+        return None
