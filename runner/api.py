@@ -38,7 +38,6 @@ from runner.recovery import RESULTS
 from runner.redact import Redactor
 from runner.settings import Settings
 from runner.signals import hangup_ignored
-from runner.simulator.process import simulator_process
 from runner.target import Target, resolve
 from runner.worker import Bench
 
@@ -119,6 +118,8 @@ async def _target(plan: Plan) -> AsyncIterator[Target]:
     if plan.simulate is None:
         yield resolve(plan.settings)
         return
+    from runner.simulator.process import simulator_process  # a server's imports, which a real run can do without
+
     async with simulator_process(plan.simulate) as simulator:
         yield Target(simulator.base_url, "simulated-key", "--simulate", simulated=True)
 

@@ -81,3 +81,19 @@ MAX_CHUNK_DEPTH: Final = 200
 MAX_COUNTED_TOKENS: Final = 1_000_000_000
 """A larger count in `usage` is a broken counter, taken as unknown: no context window is within a thousandth of it,
 and the limiter would pay for it for hours."""
+
+# ── Simulator ────────────────────────────────────────────────────────────────────────────────────────────────────
+SIMULATOR_LOG_ENTRIES: Final = 100_000
+"""Requests that the simulator's /stats remembers one by one; `--log FILE` keeps them all."""
+SIMULATOR_KEYS: Final = 200_000
+"""Prompts whose requests the simulator counts apart, the oldest forgotten first: about 30 MB."""
+SIMULATOR_BODY_BYTES: Final = MAX_LINE_BYTES + 16 * MIB
+"""Largest request the simulator reads: no line that the runner takes may be too long for it."""
+SIMULATOR_STALL_S: Final = 3_600.0
+"""A stalled scenario gives up after this long: beyond every timeout a client may be tested with."""
+SIMULATOR_TOKENS: Final = 1_000_000
+"""Longest answer the simulator composes: its tokens are held as a list."""
+SIMULATOR_CHOICES: Final = 1_024
+"""Choices of one simulated answer over all prompts of a legacy completion; the API's own bound on n is 128."""
+SIMULATOR_WRITE_BYTES: Final = 64 * KIB
+"""When this much waits for a slow reader the simulator stops writing: asyncio's own high-water mark."""
