@@ -84,6 +84,7 @@ class Admission:
         self._concurrency = concurrency
         self._clock = clock
         self._queue: deque[_Waiter] = deque()
+        self._waiting = 0
         self._in_flight = 0
         self._closed = False
         self._changed = anyio.Event()
@@ -108,6 +109,7 @@ class Admission:
             raise NeverFits(f"needs about {tokens} tokens, and the limit is {self._tokens.per_minute:g} a minute")
         waiter = _Waiter(tokens, asyncio.get_running_loop().create_future())
         self._queue.append(waiter)
+        self._waiting += 1
         self._wake()
         try:
             return await waiter.turn
@@ -118,9 +120,12 @@ class Admission:
                 self.settle(ticket, 0)
                 self.release(ticket)
             else:
+                # It stays in the queue until its turn comes, and is passed over then.
                 waiter.turn.cancel()
                 self._wake()
             raise
+        finally:
+            self._waiting -= 1
 
     def settle(self, ticket: Ticket, used_tokens: int | None) -> None:
         """Gives back what was reserved beyond the real usage, or takes what is missing. None: the estimate stands."""
@@ -148,7 +153,9 @@ class Admission:
         new_episode = now >= self._cool_until
         if new_episode:
             self._concurrency.throttled()
-            pause = max(wait_s or 0.0, self._cool_next_s)
+            repeated = self._cool_next_s > COOLDOWN_START_S
+            # The server's advice is enough the first time; when its probe meets another 429, it was too short.
+            pause = wait_s if wait_s is not None and not repeated else max(wait_s or 0.0, self._cool_next_s)
             self._cool_next_s = min(2 * self._cool_next_s, COOLDOWN_MAX_S)
         else:
             pause = wait_s or 0.0
@@ -246,7 +253,7 @@ class Admission:
     def statistics(self) -> AdmissionStatistics:
         """A snapshot."""
         return AdmissionStatistics(
-            waiting=len(self._queue),
+            waiting=self._waiting,
             in_flight=self._in_flight,
             limit=self._concurrency.limit,
             cooldown_remaining_s=max(0.0, self._cool_until - self._clock()),

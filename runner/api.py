@@ -20,14 +20,16 @@ from typing import Any, NamedTuple
 
 import anyio
 import anyio.to_thread
+import orjson
 
 from runner import manifest, resources, summary
 from runner.admission import Admission
 from runner.client import Client
 from runner.concurrency import AdaptiveConcurrency, Concurrency, FixedConcurrency
 from runner.drain import Drain, Reason
-from runner.errors import RunnerError
-from runner.folder import LOG, Folder, held, open_folder
+from runner.errors import RunnerError, UsageError
+from runner.files import OsFiles
+from runner.folder import LOG, SUMMARY, Folder, held, open_folder, write_summary
 from runner.journal import Journal
 from runner.logs import log_to
 from runner.metrics import RunMetrics
@@ -38,6 +40,7 @@ from runner.recovery import RESULTS
 from runner.redact import Redactor
 from runner.settings import Settings
 from runner.signals import hangup_ignored
+from runner.source import check_readable
 from runner.target import Target, resolve
 from runner.worker import Bench
 
@@ -102,6 +105,7 @@ async def run_plan(plan: Plan, *, handle_signals: bool = True) -> Result:
         RunnerError: see `run`.
     """
     resources.raise_descriptor_limit()
+    check_readable(plan.paths)
     try:
         async with _target(plan) as target:
             redactor = Redactor([target.api_key, *_secrets_of_environment()])
@@ -139,6 +143,34 @@ def _first_of_ours(group: BaseExceptionGroup[BaseException]) -> BaseException:
             return group
         found = found.exceptions[0]
     return found
+
+
+def rebuild_summary(folder: Path) -> dict[str, Any]:
+    """Makes summary.json anew from the records of a folder, and prints it. What only the run knew is kept.
+
+    Raises:
+        UsageError: it isn't the folder of a run.
+        DamagedOutputError: results.jsonl isn't whole.
+        OutputError: the summary can't be written.
+    """
+    if not (folder / RESULTS).is_file():
+        raise UsageError(f"{folder}: there is no {RESULTS} in it")
+    made = _summarize(folder / RESULTS)
+    made["run"] = _earlier_facts(folder)
+    write_summary(OsFiles(), folder, made)
+    summary.print_table(made, sys.stdout)
+    return made
+
+
+def _earlier_facts(folder: Path) -> dict[str, Any]:
+    """The `run` part of the summary that is there, or what can be said without one."""
+    try:
+        found = orjson.loads((folder / SUMMARY).read_bytes())["run"]
+    except (FileNotFoundError, KeyError, TypeError, orjson.JSONDecodeError):
+        found = None
+    if isinstance(found, dict):
+        return found
+    return {"folder": str(folder), "ended": "unknown: there was no summary", "resumed": 0, "remaining": 0, "next": ""}
 
 
 class _Run:
@@ -209,7 +241,7 @@ class _Run:
         reason = self._drain.reason
         code = _exit_code(made, reason)
         made["run"] = self._facts(made, reason, code)
-        self._folder.write_summary(made)
+        write_summary(self._folder.fs, self._folder.path, made)
         if self._plan.settings.progress != "none":
             summary.print_table(made, sys.stderr)
         return Result(code, self._folder.path, made)

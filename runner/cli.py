@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import click
 
 from runner import __version__
-from runner.errors import RunnerError
+from runner.errors import RunnerError, UsageError
 
 COMMANDS: Final = ("run", "check", "tail", "report", "serve")
 PRESETS: Final = ("default", "storm", "flaky")
@@ -50,12 +52,12 @@ def normalise(argv: Sequence[str]) -> list[str]:
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="runner")
 def cli() -> None:
-    r"""Run JSONL prompt files as concurrent AsyncOpenAI streams, under RPM/TPM limits, one final record a job.
+    """Run JSONL prompt files as concurrent AsyncOpenAI streams, under RPM/TPM limits, one final record a job.
 
     \b
     python -m runner jobs.jsonl               run, or resume, into results/jobs/
     python -m runner jobs.jsonl --simulate    the same without key and network
-    """
+    """  # noqa: D301 - click's \b keeps the lines apart
 
 
 def setting(*names: str, **kwargs: Any) -> Callable[[F], F]:
@@ -137,6 +139,58 @@ def run(
         fresh=fresh,
     )
     return execute(plan)
+
+
+@cli.command()
+@click.argument("jobs", nargs=-1, required=True)
+@settings_options
+def check(jobs: tuple[str, ...], config: str | None, **flags: Any) -> int:
+    """Validate every line of JOBS; estimate tokens, cost and duration. Sends nothing.
+
+    Exits with 1 if a line can't be a job, or never fits the limits.
+    """
+    import anyio
+
+    from runner import check as checking
+    from runner.settings import load
+
+    settings = load(flags=_given(flags), config=config)
+    found = anyio.run(checking.check, jobs, settings)
+    checking.report(found, settings, sys.stdout)
+    return 0 if found.ok else 1
+
+
+@cli.command()
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("custom_id", required=False)
+@click.option("--follow/--no-follow", default=True, help="Wait for more while the run goes on. [follow]")
+def tail(folder: Path, custom_id: str | None, follow: bool) -> int:
+    """Follow the run in DIR, or one job's text, as it arrives."""
+    import anyio
+
+    from runner.tail import tail as follow_run
+
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: there is no such folder")
+    return anyio.run(partial(follow_run, folder, custom_id, sys.stdout, follow=follow))
+
+
+@cli.command()
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+def report(folder: Path) -> int:
+    """Rebuild DIR/summary.json from its records, and print it."""
+    from runner.api import rebuild_summary
+
+    rebuild_summary(folder)
+    return 0
+
+
+@cli.command()
+@click.option("--list", "list_scenarios", is_flag=True, help="List the failures that --fault can rehearse.")
+@click.argument("options", nargs=-1, type=click.UNPROCESSED)
+def serve(list_scenarios: bool, options: tuple[str, ...]) -> int:
+    """The built-in simulator as a server."""
+    raise NotImplementedError
 
 
 def _given(flags: dict[str, Any]) -> dict[str, Any]:

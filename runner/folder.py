@@ -75,10 +75,11 @@ class Folder:
             current = manifest.resumed(self.earlier, current)
         atomic_write(self.fs, self.path / MANIFEST, manifest.encode(current))
 
-    def write_summary(self, summary: dict[str, Any]) -> None:
-        """Writes summary.json."""
-        data = orjson.dumps(summary, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
-        atomic_write(self.fs, self.path / SUMMARY, data)
+
+def write_summary(fs: FileSystem, path: Path, summary: dict[str, Any]) -> None:
+    """Writes summary.json into the folder `path`."""
+    data = orjson.dumps(summary, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+    atomic_write(fs, path / SUMMARY, data)
 
 
 @contextmanager

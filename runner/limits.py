@@ -97,3 +97,11 @@ SIMULATOR_CHOICES: Final = 1_024
 """Choices of one simulated answer over all prompts of a legacy completion; the API's own bound on n is 128."""
 SIMULATOR_WRITE_BYTES: Final = 64 * KIB
 """When this much waits for a slow reader the simulator stops writing: asyncio's own high-water mark."""
+
+# ── Text that is shown or logged ─────────────────────────────────────────────────────────────────────────────────
+MAX_REDACTED_DEPTH: Final = 512
+"""Deeper values are cut when secrets are looked for: MAX_JSON_DEPTH, and twice what orjson writes."""
+MAX_REDACTED_VALUES: Final = 10_000_000
+"""…and so are larger ones. The widest answer, 128 k tokens with 20 alternatives each, has about that many values."""
+MAX_COUNTED_NAMES: Final = 200
+"""Error codes, finish reasons or retry reasons that are counted apart; a server that invents more fills no memory."""

@@ -1,144 +1,391 @@
-"""Counters of a run, fed by the workers and read by the live view. Pure but for the clock it is given.
+"""Counters of a run, fed by the workers and read by the live view and the summary. Pure but for the clock it is given.
 
-What a finished job counts is read from its own record: one source for the live view, the summary and the file.
+What a finished job counts is read from its own record (`Finished.of_record`), here and where summary.json is made from
+the file: one source for the live view, the summary and the records.
+
+Live tokens a second are chunks a second, times the tokens that a chunk of this run's finished answers carried: servers
+name tokens only at the end, chunks arrive as they come. Memory is bounded, whatever the number of jobs and whatever
+names a server invents.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter, deque
-from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-WINDOW_S: Final = 10
-"""Rates are over the last 10 seconds, in one-second bins."""
+from runner.limits import MAX_COUNTED_NAMES
+from runner.sketch import Sketch
+
+if TYPE_CHECKING:
+    from runner.admission import AdmissionStatistics
+
+WINDOW_S: Final = 10.0
+"""Rates shown are over this long."""
+ETA_WINDOW_S: Final = 60.0
+"""The ETA goes by the jobs of the last minute: answers may take longer than WINDOW_S each."""
+_BINS: Final = 40
+"""Bins of a window: events are counted to a fortieth of it, which bounds a rate's memory."""
+
+
+class AdmissionView(NamedTuple):
+    """What admission knows of now. `Admission.statistics()` has all of it, and may be passed as it is."""
+
+    in_flight: int = 0  # attempts admitted and not released
+    waiting: int = 0  # attempts in the queue
+    limit: int = 0  # concurrency slots as of now
+    cooldown_remaining_s: float = 0.0  # 0 when there is none
+    rpm_allowed: float | None = None  # None: no limit is known
+    rpm_used: float = 0.0  # in the last 60 s
+    tpm_allowed: float | None = None
+    tpm_used: float = 0.0  # in the last 60 s, net of refunds
 
 
 class Snapshot(NamedTuple):
-    """What a live view shows. Counts are jobs unless they say otherwise."""
+    """The one thing that views read. Counts are jobs, of this run, unless they say otherwise."""
 
     total: int | None  # lines of the input; None for standard input
     resumed: int  # had their record before this run
-    succeeded: int  # in this run
-    failed: int  # in this run, rejected lines included
-    retries: int  # attempts that failed and were followed, or not, by another
-    in_flight: int
-    waiting: int
-    limit: int  # concurrency as of now
+    succeeded: int
+    failed: int  # rejected lines included
+    rejected: int  # never sent: lines that can't be jobs, jobs that can't fit
+    attempts: int  # requests sent by jobs that are finished, and attempts started where that is more
+    retries: int  # attempts that failed, followed by another or not
+    retries_by_kind: dict[str, int]
+    errors: dict[str, int]  # failed jobs by error code
+    finishes: dict[str, int]  # jobs by finish reason
+    in_flight: int  # attempts
+    waiting: int  # attempts
+    limit: int  # concurrency slots
+    chunks: int  # with content, as they arrived
+    chars: int  # of visible text, as far as the worker counts them
+    input_tokens: int  # of finished jobs, as all tokens here
+    cached_tokens: int
     output_tokens: int
-    cost: float
-    tokens_per_s: float  # output, over the last 10 s; by chunks until an answer's usage is known
-    jobs_per_s: float
-    rpm_used: float
+    reasoning_tokens: int
+    cost: float | None  # in the currency of the prices; None while no answer had a price
+    tokens_per_s: float  # output, over the last 10 s
+    chunks_per_s: float  # over the last 10 s
+    jobs_per_s: float  # over the last 10 s
+    rpm_used: float  # requests in the last 60 s
     rpm_allowed: float | None
-    tpm_used: float
+    tpm_used: float  # tokens in the last 60 s
     tpm_allowed: float | None
-    cooldown_s: float  # remaining
+    cooldown_s: float  # remaining; 0 when there is none
     elapsed_s: float
-    eta_s: float | None
-    pending_bytes: int  # waiting for the disk
+    eta_s: float | None  # None: the total is unknown, or nothing has finished yet
+    pending_bytes: int  # deltas and records waiting for the disk
+
+    @property
+    def done(self) -> int:
+        """Jobs that have their record, of this run and of earlier ones."""
+        return self.resumed + self.succeeded + self.failed
+
+
+class Finished(NamedTuple):
+    """What one final record adds to the counts. Times in seconds; None is unknown, never zero."""
+
+    ok: bool
+    error_code: str | None = None
+    finish: str | None = None
+    input_tokens: int | None = None
+    cached_tokens: int | None = None
+    output_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    cost: float | None = None
+    ttft_s: float | None = None
+    duration_s: float | None = None
+    queue_s: float | None = None
+    limiter_wait_s: float | None = None
+    icl_p50_s: float | None = None  # the answer's median gap between content chunks
+    icl_p99_s: float | None = None
+    icl_max_s: float | None = None
+    chunks: int = 0
+    attempts: int = 0
+    retries: tuple[str, ...] = ()  # reasons of the attempts before the last
+
+    @classmethod
+    def of_record(cls, record: Mapping[str, Any]) -> Finished:
+        """Reads a record of results.jsonl; a field of the wrong type is unknown.
+
+        Raises:
+            ValueError: it isn't one: `error` or `runner` is missing or no object.
+        """
+        error, runner = record.get("error", ""), record.get("runner")
+        if not isinstance(runner, dict) or not (error is None or isinstance(error, dict)):
+            raise ValueError("not a record of a run")
+        code, finish, retries = (error or {}).get("code"), runner.get("finish"), runner.get("retries")
+        return cls(
+            ok=error is None,
+            error_code=None if error is None else code if isinstance(code, str) else "unknown",
+            finish=finish if isinstance(finish, str) else None,
+            cost=_number(runner.get("cost")),
+            chunks=_count(runner.get("chunks")) or 0,
+            attempts=_count(runner.get("attempts")) or 0,
+            retries=tuple(_reasons(retries)),
+            **{name: _count(_member(runner, "usage", name)) for name in TOKENS},
+            **{name: _number(runner.get(name)) for name in ("ttft_s", "duration_s", "queue_s", "limiter_wait_s")},
+            **{f"icl_{name}_s": _number(_member(runner, "icl", name)) for name in ("p50", "p99", "max")},
+        )
+
+
+TOKENS: Final = ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens")
+
+
+def _member(runner: Mapping[str, Any], group: str, name: str) -> Any:
+    found = runner.get(group)
+    return found.get(name) if isinstance(found, dict) else None
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _count(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+def _reasons(retries: Any) -> list[str]:
+    found = retries if isinstance(retries, list) else []
+    return [str(retry["reason"]) for retry in found if isinstance(retry, dict) and "reason" in retry]
+
+
+class Tally(Counter[str]):
+    """Counts by name. Names may be a server's: after MAX_COUNTED_NAMES different ones the rest are `other`."""
+
+    def note(self, name: str) -> None:
+        """Counts one."""
+        self[name if name in self or len(self) < MAX_COUNTED_NAMES else "other"] += 1
+
+
+class Totals:
+    """What finished jobs sum up to. Latencies of answers are those of jobs that succeeded, waits those of all sent."""
+
+    def __init__(self) -> None:
+        self.succeeded = 0
+        self.failed = 0
+        self.rejected = 0
+        self.attempts = 0
+        self.chunks = 0
+        self.tokens = dict.fromkeys(TOKENS, 0)
+        self.cost: float | None = None
+        self.errors = Tally()
+        self.finishes = Tally()
+        self.retries = Tally()
+        self.times = {
+            name: Sketch()
+            for name in ("ttft_s", "duration_s", "queue_s", "limiter_wait_s", "icl_p50_s", "icl_p99_s", "icl_max_s")
+        }
+
+    def add(self, job: Finished) -> None:
+        """Counts one finished job."""
+        self.succeeded += job.ok
+        self.failed += not job.ok
+        self.rejected += not job.ok and job.attempts == 0
+        self.attempts += job.attempts
+        self.chunks += job.chunks
+        for name in TOKENS:
+            self.tokens[name] += getattr(job, name) or 0
+        if job.cost is not None:
+            self.cost = job.cost + (self.cost or 0.0)
+        if job.error_code is not None:
+            self.errors.note(job.error_code)
+        if job.finish is not None:
+            self.finishes.note(job.finish)
+        for reason in job.retries:
+            self.retries.note(reason)
+        self._add_times(job)
+
+    def _add_times(self, job: Finished) -> None:
+        for name, sketch in self.times.items():
+            value = getattr(job, name)
+            if value is not None and (job.ok or name in ("queue_s", "limiter_wait_s")):
+                sketch.add(value)
 
 
 class _Rate:
-    """Events a second over the last WINDOW_S."""
+    """Events a second over a sliding window that ends now; until the window is full, since the start."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float], window_s: float = WINDOW_S) -> None:
         self._clock = clock
         self._start = clock()
-        self._bins: deque[list[float]] = deque()
+        self._window_s = window_s
+        self._bin_s = window_s / _BINS
+        self._bins: deque[list[float]] = deque()  # [number of the bin, amount]
 
     def add(self, amount: float) -> None:
-        second = int(self._clock())
-        if self._bins and self._bins[-1][0] == second:
-            self._bins[-1][1] += amount
-        else:
-            self._bins.append([second, amount])
-            while self._bins[0][0] <= second - WINDOW_S:
-                self._bins.popleft()
+        number = int(self._clock() / self._bin_s)
+        bins = self._bins
+        if bins and bins[-1][0] == number:
+            bins[-1][1] += amount
+            return
+        bins.append([number, amount])
+        while bins[0][0] < number - _BINS:
+            bins.popleft()
 
     @property
     def per_s(self) -> float:
         now = self._clock()
-        total = sum(amount for second, amount in self._bins if second > now - WINDOW_S)
-        return total / max(1.0, min(float(WINDOW_S), now - self._start))
+        # Whole bins only: the window begins where its first bin does.
+        first = math.ceil((now - self._window_s) / self._bin_s)
+        covered_s = now - max(self._start, first * self._bin_s)
+        # At least a second: the first chunks of a run are no rate.
+        return sum(amount for number, amount in self._bins if number >= first) / max(1.0, covered_s)
+
+
+class LimiterUse:
+    """How much of one limit was used, sampled whenever a snapshot is taken."""
+
+    def __init__(self) -> None:
+        self.peak = 0.0
+        self._sum = 0.0
+        self._samples = 0
+
+    def sample(self, used: float) -> None:
+        """Takes what was used in the last 60 s, as of now."""
+        self.peak = max(self.peak, used)
+        self._sum += used
+        self._samples += 1
+
+    @property
+    def mean(self) -> float:
+        """Of the samples; 0 before the first."""
+        return self._sum / self._samples if self._samples else 0.0
 
 
 class RunMetrics:
-    """The counters."""
+    """The counters of one run."""
 
     def __init__(self, clock: Callable[[], float], *, total: int | None) -> None:
         self._clock = clock
         self._start = clock()
         self.total = total
         self.resumed = 0
-        self.succeeded = 0
-        self.failed = 0
-        self.cost = 0.0
-        self.output_tokens = 0
         self.chunks = 0
-        self.retries: Counter[str] = Counter()
-        self.errors: Counter[str] = Counter()
+        self.chars = 0
+        self.attempts = 0
+        self.retries = Tally()
+        """Attempts that failed, by kind of fault, as they happen."""
+        self.totals = Totals()
+        self.rpm_use = LimiterUse()
+        self.tpm_use = LimiterUse()
         self._chunk_rate = _Rate(clock)
+        self._whole_rate = _Rate(clock)  # tokens of answers that came in one piece
         self._job_rate = _Rate(clock)
+        self._eta_rate = _Rate(clock, ETA_WINDOW_S)
+        self._streamed = [0, 0]  # tokens and chunks of finished streams whose usage is known
+
+    # ── Fed by the workers ───────────────────────────────────────────────────────────────────────────────────────
 
     def skipped(self) -> None:
         """A job had its record already."""
         self.resumed += 1
 
-    def delta(self) -> None:
-        """A chunk with content arrived."""
-        self.chunks += 1
-        self._chunk_rate.add(1)
+    def attempt_started(self) -> None:
+        """A request is sent."""
+        self.attempts += 1
 
     def attempt_failed(self, kind: str) -> None:
         """An attempt met a fault of this kind."""
-        self.retries[kind] += 1
+        self.retries.note(kind)
 
-    def record(self, record: dict[str, Any]) -> None:
+    def delta(self) -> None:
+        """A chunk with content arrived."""
+        self.deltas(1)
+
+    def deltas(self, count: int, chars: int = 0) -> None:
+        """Chunks with content arrived, with `chars` characters of visible text."""
+        self.chunks += count
+        self.chars += chars
+        self._chunk_rate.add(count)
+
+    def record(self, record: Mapping[str, Any]) -> None:
         """A job's final record is written."""
-        error = record["error"]
-        if error is None:
-            self.succeeded += 1
-        else:
-            self.failed += 1
-            self.errors[error["code"]] += 1
-        runner = record["runner"]
-        self.cost += runner.get("cost") or 0.0
-        self.output_tokens += (runner.get("usage") or {}).get("output_tokens", 0)
+        self.finished(Finished.of_record(record))
+
+    def finished(self, job: Finished) -> None:
+        """A job is finished."""
+        self.totals.add(job)
         self._job_rate.add(1)
+        self._eta_rate.add(1)
+        tokens = job.output_tokens or 0
+        if not job.chunks:
+            self._whole_rate.add(tokens)
+        elif tokens:
+            self._streamed[0] += tokens
+            self._streamed[1] += job.chunks
+
+    # ── Read ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     @property
-    def done(self) -> int:
-        """Jobs that have their record, of this run and earlier ones."""
-        return self.resumed + self.succeeded + self.failed
+    def succeeded(self) -> int:
+        """Jobs of this run that succeeded."""
+        return self.totals.succeeded
+
+    @property
+    def failed(self) -> int:
+        """Jobs of this run that failed, rejected lines included."""
+        return self.totals.failed
+
+    @property
+    def cost(self) -> float:
+        """What this run's answers cost, as far as prices are known."""
+        return self.totals.cost or 0.0
 
     @property
     def elapsed_s(self) -> float:
         """Since the run began."""
         return self._clock() - self._start
 
-    def snapshot(self, admission: Any, pending_bytes: int) -> Snapshot:
-        """The state of now; `admission` is its `AdmissionStatistics`."""
-        jobs_per_s = self._job_rate.per_s
-        left = None if self.total is None else max(0, self.total - self.done)
+    def observe(self, admission: AdmissionView | AdmissionStatistics) -> None:
+        """Samples the use of the limits, for its peak and mean."""
+        self.rpm_use.sample(admission.rpm_used)
+        self.tpm_use.sample(admission.tpm_used)
+
+    def snapshot(self, admission: AdmissionView | AdmissionStatistics, pending_bytes: int = 0) -> Snapshot:
+        """The state of now. `pending_bytes` waits for the disk."""
+        self.observe(admission)
+        totals, chunks_per_s = self.totals, self._chunk_rate.per_s
         return Snapshot(
             total=self.total,
             resumed=self.resumed,
-            succeeded=self.succeeded,
-            failed=self.failed,
+            succeeded=totals.succeeded,
+            failed=totals.failed,
+            rejected=totals.rejected,
+            attempts=max(self.attempts, totals.attempts),
             retries=self.retries.total(),
+            retries_by_kind=dict(self.retries),
+            errors=dict(totals.errors),
+            finishes=dict(totals.finishes),
             in_flight=admission.in_flight,
             waiting=admission.waiting,
             limit=admission.limit,
-            output_tokens=self.output_tokens,
-            cost=self.cost,
-            tokens_per_s=self._chunk_rate.per_s,
-            jobs_per_s=jobs_per_s,
+            chunks=self.chunks,
+            chars=self.chars,
+            **totals.tokens,
+            cost=totals.cost,
+            tokens_per_s=chunks_per_s * self._tokens_per_chunk() + self._whole_rate.per_s,
+            chunks_per_s=chunks_per_s,
+            jobs_per_s=self._job_rate.per_s,
             rpm_used=admission.rpm_used,
             rpm_allowed=admission.rpm_allowed,
             tpm_used=admission.tpm_used,
             tpm_allowed=admission.tpm_allowed,
             cooldown_s=admission.cooldown_remaining_s,
             elapsed_s=self.elapsed_s,
-            eta_s=None if left is None or jobs_per_s <= 0 else left / jobs_per_s,
+            eta_s=self._eta_s(),
             pending_bytes=pending_bytes,
         )
+
+    def _tokens_per_chunk(self) -> float:
+        tokens, chunks = self._streamed
+        return tokens / chunks if chunks else 1.0
+
+    def _eta_s(self) -> float | None:
+        """By the last minute; by the whole run when no job ended in it."""
+        ran = self.succeeded + self.failed
+        if self.total is None or not ran:
+            return None
+        per_s = self._eta_rate.per_s or ran / max(1.0, self.elapsed_s)
+        return max(0, self.total - self.resumed - ran) / per_s

@@ -1,7 +1,10 @@
 """A mergeable percentile sketch: counts in logarithmic buckets, 1 % relative error, bounded memory. Pure.
 
-Source: Masson, Rim, Lee: DDSketch (VLDB 2019). A value x falls into bucket ⌈log_γ x⌉ with γ = (1+α)/(1−α), so that the
-bucket's middle is within α of x.
+A value x falls into bucket ⌈log_γ x⌉ with γ = (1+α)/(1−α), so that the middle of its bucket is within α of x. Source:
+Masson, Rim, Lee: DDSketch (VLDB 2019), with its logarithmic mapping and no collapsing of buckets.
+
+Accepted: values outside [SMALLEST_S, LARGEST_S] are clamped (below counts as zero), which is what bounds the number of
+buckets; `total` of merged sketches depends on the order of merging by float rounding, everything else does not.
 """
 
 from __future__ import annotations
@@ -10,79 +13,128 @@ import math
 from typing import Any, Final
 
 RELATIVE_ERROR: Final = 0.01
+"""α: a quantile is within 1 % of the value at its rank."""
+SMALLEST_S: Final = 1e-9
+"""Anything smaller counts as zero: it is below a clock's resolution."""
+LARGEST_S: Final = 1e9
+"""Anything larger counts as this: 30 years."""
 _GAMMA: Final = (1 + RELATIVE_ERROR) / (1 - RELATIVE_ERROR)
 _LOG_GAMMA: Final = math.log(_GAMMA)
-SMALLEST_S: Final = 1e-9
-"""Anything smaller counts as zero: below a clock's resolution. With MAX 1e9 this bounds a sketch to 2,072 buckets."""
-LARGEST_S: Final = 1e9
+_PER_LOG: Final = 1 / _LOG_GAMMA
+_MIDDLE: Final = 2 / (_GAMMA + 1)
+"""A bucket's middle over its upper edge."""
+MAX_BUCKETS: Final = 2 + math.ceil(math.log(LARGEST_S / SMALLEST_S) * _PER_LOG)
+"""2,075: the buckets between SMALLEST_S and LARGEST_S, about 150 KB at the very worst. Gaps of one answer take 100."""
+
+_log, _ceil = math.log, math.ceil  # a global is found faster than an attribute of a module
 
 
 class Sketch:
-    """Durations in seconds."""
+    """A distribution of durations in seconds."""
 
-    __slots__ = ("_buckets", "count", "max", "min", "total", "zeros")
+    __slots__ = ("_buckets", "_max", "_min", "_zeros", "total")
 
     def __init__(self) -> None:
         self._buckets: dict[int, int] = {}
-        self.zeros = 0
-        self.count = 0
+        self._zeros = 0
+        self._min = math.inf
+        self._max = -math.inf
         self.total = 0.0
-        self.min: float | None = None
-        self.max: float | None = None
+        """Sum of the values, in seconds, as far as they were not clamped."""
 
-    def add(self, value: float) -> None:
-        """Adds one value; negative counts as zero, what is above LARGEST_S as that."""
-        self.count += 1
-        self.total += value
-        if self.min is None or value < self.min:
-            self.min = value
-        if self.max is None or value > self.max:
-            self.max = value
-        if value < SMALLEST_S:
-            self.zeros += 1
+    def add(self, value_s: float) -> None:
+        """Adds one value. Negative and NaN count as zero, what is above LARGEST_S counts as that."""
+        if SMALLEST_S <= value_s <= LARGEST_S:
+            bucket = _ceil(_log(value_s) * _PER_LOG)
+            buckets = self._buckets
+            buckets[bucket] = buckets[bucket] + 1 if bucket in buckets else 1
+        elif value_s > LARGEST_S:
+            self.add(LARGEST_S)
             return
-        bucket = math.ceil(math.log(min(value, LARGEST_S)) / _LOG_GAMMA)
-        self._buckets[bucket] = self._buckets.get(bucket, 0) + 1
+        else:
+            value_s = value_s if value_s > 0 else 0.0
+            self._zeros += 1
+        self.total += value_s
+        if value_s < self._min:
+            self._min = value_s
+        if value_s > self._max:
+            self._max = value_s
 
     def merge(self, other: Sketch) -> None:
-        """Adds all that `other` has."""
-        for bucket, count in other._buckets.items():
-            self._buckets[bucket] = self._buckets.get(bucket, 0) + count
-        self.zeros += other.zeros
-        self.count += other.count
+        """Adds all that `other` has: the same as if each of its values had been added here."""
+        buckets = self._buckets
+        # A copy, so that a sketch may be merged with itself.
+        for bucket, count in list(other._buckets.items()):
+            buckets[bucket] = buckets.get(bucket, 0) + count
+        self._zeros += other._zeros
         self.total += other.total
-        for bound in (other.min, other.max):
-            if bound is not None:
-                self.min = bound if self.min is None else min(self.min, bound)
-                self.max = bound if self.max is None else max(self.max, bound)
+        self._min = min(self._min, other._min)
+        self._max = max(self._max, other._max)
+
+    @property
+    def count(self) -> int:
+        """How many values it has seen. Summed up when asked: it is asked once a job, values come with every chunk."""
+        return self._zeros + sum(self._buckets.values())
+
+    @property
+    def min(self) -> float | None:
+        """The smallest value, exactly; None of an empty sketch."""
+        return None if self._min > self._max else self._min
+
+    @property
+    def max(self) -> float | None:
+        """The largest value, exactly; None of an empty sketch."""
+        return None if self._min > self._max else self._max
 
     def quantile(self, q: float) -> float | None:
-        """The value at rank q·(count − 1), within 1 %; None of an empty sketch."""
-        if self.count == 0 or self.min is None or self.max is None:
+        """The value at rank ⌊q·(count − 1)⌋ of the sorted values, within 1 %; None of an empty sketch.
+
+        0 and 1 give minimum and maximum, exactly.
+
+        Raises:
+            ValueError: q is not within [0, 1].
+        """
+        if not 0 <= q <= 1:
+            raise ValueError(f"a quantile is between 0 and 1, not {q}")
+        if self._min > self._max:
             return None
-        rank = q * (self.count - 1)
-        seen = self.zeros
+        if q in (0, 1):
+            return self._max if q else self._min
+        return min(max(self._at_rank(math.floor(q * (self.count - 1))), self._min), self._max)
+
+    def _at_rank(self, rank: int) -> float:
+        seen = self._zeros
         if seen > rank:
-            return max(self.min, 0.0)
+            return 0.0
         for bucket in sorted(self._buckets):
             seen += self._buckets[bucket]
             if seen > rank:
-                middle = 2 * _GAMMA**bucket / (_GAMMA + 1)
-                return min(max(middle, self.min), self.max)
-        return self.max
+                return math.exp(bucket * _LOG_GAMMA) * _MIDDLE
+        return self._max
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able form."""
+        """A JSON-able form: `{"zeros", "total", "min", "max", "buckets": {"<index>": count}}`."""
         return {
-            "count": self.count, "total": self.total, "min": self.min, "max": self.max, "zeros": self.zeros,
+            "zeros": self._zeros,
+            "total": self.total,
+            "min": self.min,
+            "max": self.max,
             "buckets": {str(bucket): count for bucket, count in self._buckets.items()},
-        }  # fmt: skip
+        }
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Sketch:
-        """What `to_dict` made."""
+        """What `to_dict` made.
+
+        Raises:
+            ValueError: it isn't that; TypeError and KeyError where a part is of another type or missing.
+        """
         sketch = cls()
-        sketch.count, sketch.total, sketch.zeros = data["count"], data["total"], data["zeros"]
-        sketch.min, sketch.max = data["min"], data["max"]
-        sketch._buckets = {int(bucket): count for bucket, count in data["buckets"].items()}
+        sketch._buckets = {int(bucket): int(count) for bucket, count in data["buckets"].items()}
+        sketch._zeros = int(data["zeros"])
+        sketch.total = float(data["total"])
+        if sketch.count:
+            sketch._min, sketch._max = float(data["min"]), float(data["max"])
+        if len(sketch._buckets) > MAX_BUCKETS or sketch._zeros < 0 or min(sketch._buckets.values(), default=1) < 1:
+            raise ValueError("not a sketch of this kind")
         return sketch

@@ -120,6 +120,18 @@ def open_input(path: str) -> Iterator[BinaryIO]:
             yield raw
 
 
+def check_readable(paths: Sequence[str]) -> None:
+    """Opens every file and reads its first byte, before anything else is begun.
+
+    Raises:
+        InputError: one is missing, a directory, not readable, or not what its suffix says.
+    """
+    for path in paths:
+        if path != STDIN:
+            with open_input(path) as file, input_errors(path):
+                file.read(1)
+
+
 @contextmanager
 def input_errors(path: str) -> Iterator[None]:
     """What reading and decompressing raise → InputError that names the file."""

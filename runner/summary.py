@@ -105,7 +105,10 @@ def _rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
     for name, label in (("ttft_s", "first token"), ("duration_s", "whole answer")):
         if summary["percentiles"][name]["count"]:
             rows.append((label, _times(summary["percentiles"][name])))
-    rows.append(("time", f"{run['elapsed_s']:.1f} s, {run['jobs_per_s']:.1f} jobs/s; limited by {run['limited_by']}"))
+    if "elapsed_s" in run:
+        rows.append(
+            ("time", f"{run['elapsed_s']:.1f} s, {run['jobs_per_s']:.1f} jobs/s; limited by {run['limited_by']}")
+        )
     rows.append(("output", str(run["folder"])))
     if run["ended"] != "complete":
         rows.append(("ended", for_line(run["ended"])))

@@ -15,7 +15,7 @@ async def watched(deadlines, steps, *, streaming=True):
         for step in steps:
             await anyio.sleep(step)
             watch.progress()
-    return watch.fired, anyio.current_time() - start
+    return watch.fired, round(anyio.current_time() - start, 3)
 
 
 ALL = Deadlines(first_token_s=10, idle_s=3, total_s=60)
@@ -26,7 +26,7 @@ def test_no_first_token_fires_the_first_deadline():
 
 
 def test_after_the_first_token_only_idleness_and_the_total_count():
-    assert run_virtual(lambda: watched(ALL, [9, 2.9, 2.9, 100])) == (FaultKind.IDLE_TIMEOUT, 9 + 2.9 + 2.9 + 3)
+    assert run_virtual(lambda: watched(ALL, [9, 2.9, 2.9, 100])) == (FaultKind.IDLE_TIMEOUT, 17.8)
 
 
 def test_an_idle_deadline_shorter_than_the_armed_timer_is_not_missed():

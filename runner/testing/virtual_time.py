@@ -9,9 +9,17 @@ from __future__ import annotations
 import asyncio
 import selectors
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
+
+
+_TICK_S: Final = 1e-9
+"""What a round of the loop takes at least: on a clock that stood still, a timer that is late by a rounding error would
+be set again for the same instant, for ever."""
+
+_HORIZON_S: Final = 1e9
+"""Thirty years: anyio.sleep_forever is a timer at infinity, which asyncio approaches a day at a time."""
 
 
 class Deadlock(RuntimeError):
@@ -27,10 +35,9 @@ class _JumpingSelector(selectors.DefaultSelector):
 
     def select(self, timeout: float | None = None) -> list[Any]:
         ready: list[Any] = super().select(0)
-        if not ready:
-            if timeout is None:
-                raise Deadlock("every task waits, and no timer is set")
-            self.now += max(timeout, 0.0)
+        if not ready and (timeout is None or self.now > _HORIZON_S):
+            raise Deadlock("every task waits, and no timer is set")
+        self.now += _TICK_S if ready or timeout is None else max(timeout, _TICK_S)
         return ready
 
 

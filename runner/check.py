@@ -1,0 +1,113 @@
+"""`python -m runner check JOBS`: what a run would be, without sending anything.
+
+Every line is parsed as a run would parse it; tokens are those that admission would reserve, so cost and duration are
+upper estimates where lines cap their output, and guesses where they don't.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import IO, Final
+
+from runner import tokens
+from runner.costs import cost_of
+from runner.escape import for_line
+from runner.jobs import Job, Rejected
+from runner.outcome import Usage
+from runner.progress import duration
+from runner.settings import Settings
+from runner.source import JobSource
+
+_SHOWN: Final = 20
+
+
+@dataclass(slots=True)
+class Check:
+    """What was found."""
+
+    apis: Counter[str] = field(default_factory=Counter)
+    rejected: int = 0
+    without_model: int = 0
+    never_fit: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    methods: Counter[str] = field(default_factory=Counter)
+    cost: float = 0.0
+    unpriced: int = 0
+    shown: list[str] = field(default_factory=list)
+    """The first few lines that can't be jobs."""
+
+    @property
+    def jobs(self) -> int:
+        """Lines that can be jobs."""
+        return self.apis.total()
+
+    @property
+    def ok(self) -> bool:
+        """Whether every line would be sent."""
+        return not (self.rejected or self.never_fit)
+
+    def add(self, item: Job | Rejected, settings: Settings) -> None:
+        """Counts one line."""
+        if isinstance(item, Rejected):
+            self.rejected += 1
+            if len(self.shown) < _SHOWN:
+                self.shown.append(item.reason)
+            return
+        self.apis[item.api.value] += 1
+        model = item.body.get("model", settings.model)
+        self.without_model += model is None
+        found = tokens.estimate(item, default_output_tokens=settings.reserve_output_tokens)
+        self.methods[found.method] += 1
+        self.input_tokens += found.input_tokens
+        self.output_tokens += found.output_tokens
+        self.never_fit += settings.tpm is not None and found.input_tokens + found.output_tokens > settings.tpm
+        cost = cost_of(Usage(found.input_tokens, found.output_tokens), model, settings.prices)
+        self.cost += cost or 0.0
+        self.unpriced += cost is None
+
+    def minutes(self, settings: Settings) -> float | None:
+        """How long the limits make it last at least; None without limits."""
+        bounds = []
+        if settings.rpm is not None:
+            bounds.append(self.jobs / settings.rpm)
+        if settings.tpm is not None:
+            bounds.append((self.input_tokens + self.output_tokens) / settings.tpm)
+        return max(bounds, default=None)
+
+
+async def check(paths: Sequence[str], settings: Settings) -> Check:
+    """Reads the whole input.
+
+    Raises:
+        InputError: a file can't be read.
+    """
+    found = Check()
+    async for batch in JobSource(paths).batches():
+        for item in batch:
+            found.add(item, settings)
+    return found
+
+
+def report(found: Check, settings: Settings, out: IO[str]) -> None:
+    """Prints it for a person."""
+    for reason in found.shown:
+        out.write(f"{for_line(reason)}\n")
+    if found.rejected > len(found.shown):
+        out.write(f"… and {found.rejected - len(found.shown):,} more lines that can't be jobs\n")
+    apis = ", ".join(f"{count:,} {api}" for api, count in found.apis.most_common())
+    out.write(f"jobs          {found.jobs:,}" + (f" ({apis})" if apis else "") + "\n")
+    out.write(f"can't be jobs {found.rejected:,}\n")
+    if found.never_fit:
+        out.write(f"never fit     {found.never_fit:,} need more tokens than --tpm gives in a minute\n")
+    if found.without_model:
+        out.write(f"no model      {found.without_model:,} name none: give --model, or the server may refuse them\n")
+    methods = " and ".join(sorted(found.methods)) or "nothing to count"
+    out.write(f"tokens        {found.input_tokens:,} in (by {methods}), {found.output_tokens:,} out reserved\n")
+    if settings.prices:
+        unpriced = f", without {found.unpriced:,} jobs of unknown price" if found.unpriced else ""
+        out.write(f"cost          about {found.cost:,.2f} at most{unpriced}\n")
+    minutes = found.minutes(settings)
+    out.write(f"duration      {'at least ' + duration(60 * minutes) if minutes is not None else 'no limits given'}\n")
