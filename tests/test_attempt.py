@@ -4,14 +4,14 @@ import anyio
 import httpx2
 import orjson
 import pytest
-from runner.testing.virtual_time import run_virtual
-from scripted import FOREVER, HELLO, ListSink, ScriptedClient, chat_chunk, chat_job, sse
 
 from runner.attempt import run_attempt
 from runner.deadlines import Deadlines
 from runner.faults import FaultKind
 from runner.jobs import Api, StopAfter
 from runner.outcome import Completed, Failed, Usage
+from runner.testing.virtual_time import run_virtual
+from tests.scripted import FOREVER, HELLO, ListSink, ScriptedClient, chat_chunk, chat_job, sse
 
 DEADLINES = Deadlines(first_token_s=300, idle_s=60, total_s=1800)
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import orjson
 import pytest
-from accumulate_streams import USAGE, Stream, chat_streams, response_streams
 from hypothesis import given
 from hypothesis import strategies as st
 
 from runner.accumulate import MalformedChunk, StreamError, for_stream, parse_body
 from runner.jobs import Api
 from runner.outcome import Usage
+from tests.accumulate.accumulate_streams import USAGE, Stream, chat_streams, response_streams
 
 CHOICE = {"index": 0, "message": {"role": "assistant", "content": "a"}, "finish_reason": "stop"}
 STREAMED = [Api.CHAT, Api.COMPLETIONS, Api.RESPONSES]

@@ -8,7 +8,6 @@ from typing import Any, cast
 
 import orjson
 import pytest
-from accumulate_streams import USAGE, Json, Stream, accumulate, chat_streams, cut, to_sse
 from hypothesis import given
 from hypothesis import strategies as st
 from openai._models import construct_type
@@ -19,6 +18,7 @@ from runner.accumulate import MalformedChunk, StreamError, for_stream
 from runner.deltas import Delta, DeltaKind
 from runner.jobs import Api
 from runner.outcome import Usage
+from tests.accumulate.accumulate_streams import USAGE, Json, Stream, accumulate, chat_streams, cut, to_sse
 
 
 def chunk(*entries: Any, **top: Any) -> bytes:

@@ -6,7 +6,6 @@ from typing import Any, cast
 
 import orjson
 import pytest
-from accumulate_streams import Json, Stream, accumulate, cut, response_streams, to_sse
 from hypothesis import given
 from hypothesis import strategies as st
 from openai import omit
@@ -18,6 +17,7 @@ from runner.accumulate import MalformedChunk, StreamError, for_stream
 from runner.deltas import Delta, DeltaKind
 from runner.jobs import Api
 from runner.outcome import Usage
+from tests.accumulate.accumulate_streams import Json, Stream, accumulate, cut, response_streams, to_sse
 
 RESPONSE: Json = {"id": "resp_1", "object": "response", "status": "in_progress", "output": [], "error": None}
 WHERE: Json = {"item_id": "msg_1", "output_index": 0, "content_index": 0}

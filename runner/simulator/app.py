@@ -1,0 +1,221 @@
+"""The simulated server as an aiohttp application.
+
+A request goes: body read, key and entry in the ledger, credentials, understanding, concurrency, storm, RPM and TPM,
+scenario, answer. What is refused on the way costs nothing of the limits; what fails behind them does, as at the API.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import orjson
+from aiohttp import web
+
+from runner.limits import SIMULATOR_BODY_BYTES
+from runner.simulator import asked, faults
+from runner.simulator.allowance import Allowance, rate_limited
+from runner.simulator.exchange import JSON, Exchange, HungUp
+from runner.simulator.ledger import Entry, Ledger
+from runner.simulator.plan import Plan, charge, plan
+from runner.simulator.profile import Profile
+from runner.simulator.refusals import ApiError, bad_request, invalid_json, not_found, overloaded, wrong_key
+from runner.simulator.rehearsal import prompt_key
+from runner.simulator.scenarios.refused import storm
+
+_CREATED: Final = 1_750_000_000
+LEDGER: Final = web.AppKey("ledger", Ledger)
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def make_app(profile: Profile, ledger: Ledger | None = None) -> web.Application:
+    """The application; `ledger` is where it enters what it sees, also to be read from outside.
+
+    Raises:
+        UsageError: the profile names a scenario that doesn't exist.
+    """
+    service = _Service(faults.check(profile), ledger or Ledger())
+    app = web.Application(client_max_size=SIMULATOR_BODY_BYTES)
+    app[LEDGER] = service.ledger
+    for api in (asked.CHAT, asked.RESPONSES, asked.COMPLETIONS, asked.EMBEDDINGS):
+        app.router.add_post("/v1" + api, service.endpoint(api))
+    app.router.add_get("/v1/models", service.models)
+    app.router.add_get("/v1/models/{id:.+}", service.model)
+    app.router.add_get("/health", service.health)
+    app.router.add_get("/stats", service.stats)
+    app.router.add_route("*", "/redirected", service.redirected)
+    app.router.add_route("*", "/{path:.*}", service.nothing)
+    app.on_shutdown.append(service.shut_down)
+    return app
+
+
+class _Service:
+    """What the handlers share."""
+
+    def __init__(self, profile: Profile, ledger: Ledger) -> None:
+        self.profile = profile
+        self.ledger = ledger
+        self._allowance = Allowance(profile.rpm, profile.tpm, profile.burst_s, time.monotonic)
+        self._active = 0
+        self._first_s: float | None = None
+        self._closing = False
+        self._run = f"{time.time_ns() // 1_000_000:012x}"
+
+    def endpoint(self, api: str) -> Handler:
+        """The handler of one endpoint."""
+
+        async def handle(request: web.Request) -> web.StreamResponse:
+            return await self._handle(api, request)
+
+        return handle
+
+    async def _handle(self, api: str, request: web.Request) -> web.StreamResponse:
+        started_s = asyncio.get_running_loop().time()
+        body, key = await _read(request)
+        entry = self.ledger.arrive(api, key)
+        try:
+            return await self._serve(api, request, body, entry, started_s)
+        except ApiError as error:
+            entry.status = error.status
+            return self._refused(error, entry)
+        except asyncio.CancelledError:
+            entry.disconnected = not self._closing
+            raise
+        finally:
+            self.ledger.leave(entry)
+
+    async def _serve(
+        self, api: str, request: web.Request, body: ApiError | dict[str, Any], entry: Entry, started_s: float
+    ) -> web.StreamResponse:
+        self._check_credentials(request)
+        if isinstance(body, ApiError):
+            raise body
+        assert entry.key is not None  # a body has a key
+        understood = plan(api, body, entry.key, self.profile, faults.NAMES)
+        entry.tokens = understood.tokens
+        if self.profile.max_concurrency is not None and self._active >= self.profile.max_concurrency:
+            raise overloaded()
+        self._active += 1
+        try:
+            return await self._admit(request, understood, entry, started_s)
+        finally:
+            self._active -= 1
+
+    async def _admit(
+        self, request: web.Request, understood: Plan, entry: Entry, started_s: float
+    ) -> web.StreamResponse:
+        stormy_s = self._storm_left_s(started_s)
+        if stormy_s <= 0:
+            refusal = self._allowance.take(charge(understood, self.profile))
+            if refusal is not None:
+                error = rate_limited(refusal, understood.answer.asked.model)
+                error.headers |= self._allowance.headers(refusal.kind)
+                raise error
+        ex = Exchange(request, understood, self.profile, entry, self._headers(entry), started_s)
+        if stormy_s > 0:
+            entry.fault = faults.STORM
+            return await storm(ex, stormy_s)
+        nth = self.ledger.let_in(entry)
+        entry.fault = faults.choose(self.profile, understood.rehearsal, entry.key or "", nth)
+        run = Exchange.answer if entry.fault is None else faults.SCENARIOS[entry.fault].run
+        try:
+            return await run(ex)
+        except ConnectionError as error:
+            # Our own doing or the client's: either way aiohttp is handed what there is, and finds the socket closed.
+            entry.disconnected = not isinstance(error, HungUp)
+            return ex.response
+
+    def _storm_left_s(self, now_s: float) -> float:
+        if self._first_s is None:
+            self._first_s = now_s
+        return faults.storm_left_s(self.profile, now_s - self._first_s)
+
+    def _headers(self, entry: Entry) -> dict[str, str]:
+        """Of every answer."""
+        return {
+            "server": "runner-simulator (synthetic)",
+            "x-request-id": f"req_{self._run}{entry.n:020x}",
+            "openai-version": "2020-10-01",
+            **self._allowance.headers(),
+        }
+
+    def _refused(self, error: ApiError, entry: Entry) -> web.Response:
+        headers = {**self._headers(entry), "openai-processing-ms": "0", **error.headers}
+        return web.json_response({"error": error.error}, status=error.status, headers=headers)
+
+    def _check_credentials(self, request: web.Request) -> None:
+        expected = self.profile.api_key
+        if expected is None:
+            return
+        sent = request.headers.get("authorization", "").removeprefix("Bearer ") or request.headers.get("api-key")
+        if sent != expected:
+            raise wrong_key(sent)
+
+    async def models(self, request: web.Request) -> web.Response:
+        """GET /v1/models: the one model."""
+        return self._plain(request, {"object": "list", "data": [_model(self.profile.model)]})
+
+    async def model(self, request: web.Request) -> web.Response:
+        """GET /v1/models/{id}: every name is served."""
+        return self._plain(request, _model(request.match_info["id"]))
+
+    def _plain(self, request: web.Request, answer: dict[str, Any]) -> web.Response:
+        entry = self.ledger.arrive("/models", None)
+        try:
+            self._check_credentials(request)
+            entry.status = 200
+            return web.json_response(answer, headers=self._headers(entry))
+        except ApiError as error:
+            entry.status = error.status
+            return self._refused(error, entry)
+        finally:
+            self.ledger.leave(entry)
+
+    async def health(self, request: web.Request) -> web.Response:
+        """GET /health."""
+        return web.json_response({"status": "ok", "synthetic": True, "seed": self.profile.seed})
+
+    async def stats(self, request: web.Request) -> web.Response:
+        """GET /stats: everything, or `?log=N` for the last N entries only."""
+        last = request.query.get("log", "")
+        payload = orjson.dumps(self.ledger.stats(int(last) if last.isdecimal() else None))
+        return web.Response(body=payload, content_type=JSON)
+
+    async def redirected(self, request: web.Request) -> web.Response:
+        """Where the redirects lead: a whole answer, so that following one shows."""
+        entry = self.ledger.arrive("/redirected", None)
+        entry.status = 200
+        self.ledger.leave(entry)
+        message = {"role": "assistant", "content": "This is what a redirect led to."}
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        return web.json_response(
+            {"id": "chatcmpl-redirected", "object": "chat.completion", "created": _CREATED, "choices": [choice]}
+        )
+
+    async def nothing(self, request: web.Request) -> web.Response:
+        """Every other URL."""
+        error = not_found(request.method, request.path)
+        return web.json_response({"error": error.error}, status=error.status)
+
+    async def shut_down(self, _: web.Application) -> None:
+        """From now on a request that is cancelled was not the client's doing."""
+        self._closing = True
+
+
+async def _read(request: web.Request) -> tuple[ApiError | dict[str, Any], str | None]:
+    """A request's body and key, or why there is none."""
+    try:
+        body = orjson.loads(await request.read())
+        if isinstance(body, dict):
+            return body, prompt_key(body)
+    except (ValueError, TypeError):  # TypeError: nested so deep that orjson reads it but won't write it
+        return invalid_json(), None
+    except web.HTTPRequestEntityTooLarge:
+        return bad_request("Request body is too large.", status=413), None
+    return invalid_json(), None
+
+
+def _model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": _CREATED, "owned_by": "synthetic"}

@@ -1,0 +1,99 @@
+"""The simulator in a process of its own, for the length of a `with` block.
+
+The child gets its profile through its standard input, so that no key is on a command line, and dies at the end of
+that input: when the block is left, and also when the parent is killed, since the kernel closes the pipe then. It has a
+session of its own: Ctrl-C at the terminal is the parent's to answer, which may want to drain first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import aiohttp
+import anyio
+import orjson
+
+from runner.errors import RunnerError
+from runner.simulator.faults import check
+from runner.simulator.profile import Profile, preset
+
+_START_S: Final = 30.0
+"""A loaded machine needs seconds to start Python and import aiohttp."""
+_STOP_S: Final = 5.0
+
+
+class SimulatorError(RunnerError):
+    """Raised when the simulator's process doesn't start."""
+
+
+@dataclass(frozen=True, slots=True)
+class Simulator:
+    """A running simulator."""
+
+    base_url: str
+    """Ends in /v1."""
+    port: int
+    pid: int
+
+    async def stats(self, last: int | None = None) -> dict[str, Any]:
+        """What GET /stats says, with the `last` entries of the log (all by default)."""
+        query = "" if last is None else f"?log={last}"
+        url = f"{self.base_url.removesuffix('/v1')}/stats{query}"
+        async with aiohttp.ClientSession() as session, session.get(url) as response:
+            answer: dict[str, Any] = orjson.loads(await response.read())
+            return answer
+
+
+@asynccontextmanager
+async def simulator_process(profile: Profile | str, *, log: Path | None = None) -> AsyncIterator[Simulator]:
+    """Starts a simulator on a free port of 127.0.0.1, and ends it when the block is left.
+
+    `profile` may be the name of a preset.
+
+    Raises:
+        UsageError: there is no such preset, or the profile names a scenario that doesn't exist.
+        SimulatorError: the process didn't start.
+    """
+    profile = check(preset(profile) if isinstance(profile, str) else profile)
+    command = [sys.executable, "-m", "runner.simulator", "--child", *(["--log", str(log)] if log else [])]
+    process = await asyncio.create_subprocess_exec(
+        *command, stdin=PIPE, stdout=PIPE, stderr=None, start_new_session=True
+    )
+    try:
+        yield await _ready(process, profile)
+    finally:
+        with anyio.CancelScope(shield=True):
+            await _end(process)
+
+
+async def _ready(process: Process, profile: Profile) -> Simulator:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    line = b""
+    try:
+        async with asyncio.timeout(_START_S):
+            process.stdin.write(profile.to_json() + b"\n")
+            await process.stdin.drain()
+            line = await process.stdout.readline()
+        said = orjson.loads(line)
+        return Simulator(said["base_url"], said["port"], process.pid)
+    except (TimeoutError, OSError, ValueError) as error:
+        raise SimulatorError(f"the simulator did not start (it said {line[:200]!r})") from error
+
+
+async def _end(process: Process) -> None:
+    assert process.stdin is not None
+    process.stdin.close()  # the end of its input is its end
+    try:
+        async with asyncio.timeout(_STOP_S):
+            await process.communicate()
+    except TimeoutError:
+        process.kill()
+        await process.communicate()
