@@ -185,12 +185,15 @@ def report(folder: Path) -> int:
     return 0
 
 
-@cli.command()
-@click.option("--list", "list_scenarios", is_flag=True, help="List the failures that --fault can rehearse.")
+@cli.command(
+    add_help_option=False, context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False}
+)
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
-def serve(list_scenarios: bool, options: tuple[str, ...]) -> int:
-    """The built-in simulator as a server."""
-    raise NotImplementedError
+def serve(options: tuple[str, ...]) -> int:
+    """The built-in simulator as a server, with limits, pace and failures of your choice."""
+    from runner.simulator.__main__ import main as simulator
+
+    return simulator(options)
 
 
 def _given(flags: dict[str, Any]) -> dict[str, Any]:
