@@ -250,6 +250,7 @@ class _Run:
         """What only this run knows."""
         metrics, admission = self._metrics, self._admission.statistics()
         ran = metrics.succeeded + metrics.failed
+        elapsed_s = max(metrics.elapsed_s, 1e-9)
         remaining = None if metrics.total is None else max(0, metrics.total - made["counts"]["total"])
         return {
             "folder": str(self._folder.path),
@@ -257,7 +258,8 @@ class _Run:
             "ended": reason.text if reason else "complete",
             "elapsed_s": round(metrics.elapsed_s, 3),
             "jobs": ran,
-            "jobs_per_s": round(ran / max(metrics.elapsed_s, 1e-9), 3),
+            "jobs_per_s": round(ran / elapsed_s, 3),
+            "output_tokens_per_s": round(metrics.totals.tokens["output_tokens"] / elapsed_s, 3),
             "resumed": metrics.resumed,
             "remaining": remaining,
             "limits": admission._asdict(),

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
 
 import orjson
 
-from runner.redact import Redactor
-
-_STANDARD: Final = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
+from runner.errors import OutputError
+from runner.redact import STANDARD_FIELDS, RedactingFilter, Redactor
 
 
 class JsonLines(logging.Formatter):
-    """One object a line: time, level, logger, message, the `extra` fields, and a traceback where there is one."""
+    """One object a line: time, level, logger, message, the `extra` fields, and a traceback where there is one.
 
-    def __init__(self, redactor: Redactor) -> None:
-        super().__init__()
-        self._redactor = redactor
+    Nothing is redacted here: a `RedactingFilter` has been over the record before.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         """The line, without its newline."""
@@ -32,21 +29,28 @@ class JsonLines(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        entry |= {key: value for key, value in record.__dict__.items() if key not in _STANDARD}
-        if record.exc_info:
-            entry["traceback"] = self.formatException(record.exc_info)
-        return orjson.dumps(self._redactor.redact_json(entry), default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+        entry |= {key: value for key, value in record.__dict__.items() if key not in STANDARD_FIELDS}
+        if record.exc_text:
+            entry["traceback"] = record.exc_text
+        return orjson.dumps(entry, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
 
 
-@contextmanager
+@contextlib.contextmanager
 def log_to(path: Path, level: str, redactor: Redactor) -> Iterator[None]:
     """Appends this program's log to `path` for as long as it lasts.
 
     The libraries' loggers are held at WARNING: httpx2 logs request URLs at INFO, and a key may stand in one.
+
+    Raises:
+        OutputError: the file can't be opened.
     """
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise OutputError(f"{path}: {error.strerror}") from error
     handler = logging.StreamHandler(os.fdopen(descriptor, "a", encoding="utf-8", errors="backslashreplace"))
-    handler.setFormatter(JsonLines(redactor))
+    handler.addFilter(RedactingFilter(redactor))
+    handler.setFormatter(JsonLines())
     # A log that can't be written must not end the run: the records matter, and they report a full disk themselves.
     handler.handleError = lambda record: None  # type: ignore[method-assign]
     ours = logging.getLogger("runner")
@@ -59,4 +63,5 @@ def log_to(path: Path, level: str, redactor: Redactor) -> Iterator[None]:
     finally:
         libraries.removeHandler(handler)
         ours.setLevel(before)
-        handler.stream.close()
+        with contextlib.suppress(OSError):  # the same on a full disk
+            handler.stream.close()

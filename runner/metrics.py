@@ -124,9 +124,17 @@ class Finished(NamedTuple):
             chunks=_count(runner.get("chunks")) or 0,
             attempts=_count(runner.get("attempts")) or 0,
             retries=tuple(_reasons(retries)),
-            **{name: _count(_member(runner, "usage", name)) for name in TOKENS},
-            **{name: _number(runner.get(name)) for name in ("ttft_s", "duration_s", "queue_s", "limiter_wait_s")},
-            **{f"icl_{name}_s": _number(_member(runner, "icl", name)) for name in ("p50", "p99", "max")},
+            input_tokens=_count(_member(runner, "usage", "input_tokens")),
+            cached_tokens=_count(_member(runner, "usage", "cached_tokens")),
+            output_tokens=_count(_member(runner, "usage", "output_tokens")),
+            reasoning_tokens=_count(_member(runner, "usage", "reasoning_tokens")),
+            ttft_s=_number(runner.get("ttft_s")),
+            duration_s=_number(runner.get("duration_s")),
+            queue_s=_number(runner.get("queue_s")),
+            limiter_wait_s=_number(runner.get("limiter_wait_s")),
+            icl_p50_s=_number(_member(runner, "icl", "p50")),
+            icl_p99_s=_number(_member(runner, "icl", "p99")),
+            icl_max_s=_number(_member(runner, "icl", "max")),
         )
 
 

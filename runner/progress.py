@@ -87,8 +87,8 @@ class _RichView:
 
 
 def _panel(now: Snapshot) -> Any:
-    from rich.console import Group
     from rich.progress_bar import ProgressBar
+    from rich.table import Table
     from rich.text import Text
 
     done = now.resumed + now.succeeded + now.failed
@@ -98,9 +98,12 @@ def _panel(now: Snapshot) -> Any:
     counts.append(f"  {now.in_flight:,} in flight", style="cyan")
     counts.append(f" of {now.limit:,}", style="dim")
     rates = Text("  ".join(_rates(now)), no_wrap=True, overflow="ellipsis", style="dim")
-    if not now.total:
-        return Group(counts, rates)
-    return Group(ProgressBar(total=now.total, completed=min(done, now.total)), counts, rates)
+    lines = Table.grid(expand=True)  # a bar doesn't end its line by itself
+    if now.total:
+        lines.add_row(ProgressBar(total=now.total, completed=min(done, now.total)))
+    lines.add_row(counts)
+    lines.add_row(rates)
+    return lines
 
 
 def plain_line(now: Snapshot) -> str:

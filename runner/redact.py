@@ -118,12 +118,13 @@ class RedactingFilter(logging.Filter):
             record.exc_text = redact(record.exc_text)
         if record.stack_info:
             record.stack_info = redact(record.stack_info)
-        for name in record.__dict__.keys() - _STANDARD:
+        for name in record.__dict__.keys() - STANDARD_FIELDS:
             record.__dict__[name] = self._redactor.redact_json(record.__dict__[name])
         return True
 
 
-_STANDARD: Final = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
+STANDARD_FIELDS: Final = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
+"""Attributes of every log record; the others came in by `extra`."""
 
 
 def _message(record: logging.LogRecord) -> str:

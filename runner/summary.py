@@ -6,65 +6,47 @@ made again at any time.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
 from typing import IO, Any, Final
 
 import orjson
 
 from runner.escape import for_line
+from runner.metrics import Finished, Totals
 from runner.sketch import Sketch
 
 SCHEMA: Final = 1
 MIN_COUNT: Final = {0.5: 1, 0.9: 38, 0.99: 370}
 """How many samples a percentile needs to be shown: a 95 % Wilson interval of its rank then spans at most the same
 again on the upper side. p90 about 38, p99 about 370."""
-_TIMES: Final = ("ttft_s", "duration_s", "queue_s", "limiter_wait_s")
 
 
 def summarize(lines: Iterable[bytes]) -> dict[str, Any]:
-    """Counts, tokens, cost and percentiles of the records in `lines`. One pass, bounded memory."""
-    counts: Counter[str] = Counter()
-    errors: Counter[str] = Counter()
-    finishes: Counter[str] = Counter()
-    retries: Counter[str] = Counter()
-    usage: Counter[str] = Counter()
-    sketches = {name: Sketch() for name in _TIMES}
-    cost = 0.0
+    """Counts, tokens, cost and percentiles of the records in `lines`. One pass, bounded memory.
+
+    Latencies are those of jobs that succeeded, waits those of all that were sent. `cost` is None where no answer had a
+    price.
+    """
+    totals = Totals()
     for line in lines:
-        record = orjson.loads(line)
-        runner = record["runner"]
-        counts["total"] += 1
-        error = record["error"]
-        counts["succeeded" if error is None else "failed"] += 1
-        counts["rejected"] += runner["attempts"] == 0 and runner["digest"] is None
-        counts["attempts"] += runner["attempts"]
-        counts["chunks"] += runner.get("chunks") or 0
-        if error is not None:
-            errors[error["code"]] += 1
-        if runner["finish"] is not None:
-            finishes[runner["finish"]] += 1
-        retries.update(retry["reason"] for retry in runner["retries"])
-        usage.update(runner["usage"] or {})
-        cost += runner.get("cost") or 0.0
-        _add_times(sketches, runner)
+        totals.add(Finished.of_record(orjson.loads(line)))
     return {
         "schema": SCHEMA,
-        "counts": {name: counts[name] for name in ("total", "succeeded", "failed", "rejected", "attempts", "chunks")},
-        "errors": dict(errors.most_common()),
-        "finishes": dict(finishes.most_common()),
-        "retries": dict(retries.most_common()),
-        "usage": dict(usage),
-        "cost": cost,
-        "percentiles": {name: percentiles(sketch) for name, sketch in sketches.items()},
+        "counts": {
+            "total": totals.succeeded + totals.failed,
+            "succeeded": totals.succeeded,
+            "failed": totals.failed,
+            "rejected": totals.rejected,
+            "attempts": totals.attempts,
+            "chunks": totals.chunks,
+        },
+        "errors": dict(totals.errors.most_common()),
+        "finishes": dict(totals.finishes.most_common()),
+        "retries": dict(totals.retries.most_common()),
+        "usage": totals.tokens,
+        "cost": totals.cost,
+        "percentiles": {name: percentiles(sketch) for name, sketch in totals.times.items()},
     }
-
-
-def _add_times(sketches: dict[str, Sketch], runner: dict[str, Any]) -> None:
-    for name in _TIMES:
-        value = runner.get(name)
-        if value is not None:
-            sketches[name].add(value)
 
 
 def percentiles(sketch: Sketch) -> dict[str, float | int | None]:
@@ -97,18 +79,17 @@ def _rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
     if summary["errors"]:
         rows.append(("errors", ", ".join(f"{for_line(code)} {n:,}" for code, n in summary["errors"].items())))
     if summary["retries"]:
-        rows.append(("retried", ", ".join(f"{reason} {n:,}" for reason, n in summary["retries"].items())))
-    tokens = f"{usage.get('input_tokens', 0):,} in ({usage.get('cached_tokens', 0):,} cached), "
-    rows.append(("tokens", tokens + f"{usage.get('output_tokens', 0):,} out"))
-    if summary["cost"]:
+        rows.append(("retried", ", ".join(f"{for_line(reason)} {n:,}" for reason, n in summary["retries"].items())))
+    tokens = f"{usage['input_tokens']:,} in ({usage['cached_tokens']:,} cached), "
+    rows.append(("tokens", tokens + f"{usage['output_tokens']:,} out"))
+    if summary["cost"] is not None:
         rows.append(("cost", f"{summary['cost']:,.4f}"))
     for name, label in (("ttft_s", "first token"), ("duration_s", "whole answer")):
         if summary["percentiles"][name]["count"]:
             rows.append((label, _times(summary["percentiles"][name])))
     if "elapsed_s" in run:
-        rows.append(
-            ("time", f"{run['elapsed_s']:.1f} s, {run['jobs_per_s']:.1f} jobs/s; limited by {run['limited_by']}")
-        )
+        speed = f"{run['jobs_per_s']:,.1f} jobs/s, {run['output_tokens_per_s']:,.0f} tok/s"
+        rows.append(("time", f"{run['elapsed_s']:.1f} s, {speed}; limited by {run['limited_by']}"))
     rows.append(("output", str(run["folder"])))
     if run["ended"] != "complete":
         rows.append(("ended", for_line(run["ended"])))
@@ -120,7 +101,7 @@ def _rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
 def _jobs(counts: dict[str, int], run: dict[str, Any]) -> str:
     parts = [f"{counts['succeeded']:,} succeeded", f"{counts['failed']:,} failed"]
     if counts["rejected"]:
-        parts[-1] += f" ({counts['rejected']:,} of them lines that can't be jobs)"
+        parts[-1] += f" ({counts['rejected']:,} of them never sent)"
     if run["resumed"]:
         parts.append(f"{run['resumed']:,} of them by earlier runs")
     if run["remaining"]:

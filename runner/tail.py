@@ -28,8 +28,8 @@ class _Growing:
         self._inode = 0
         self._rest = b""
 
-    def lines(self) -> Iterator[Any]:
-        """What has been added since the last call, parsed; what isn't JSON is passed over."""
+    def lines(self) -> Iterator[dict[str, Any]]:
+        """What has been added since the last call, parsed; what isn't an object is passed over."""
         try:
             file = self._path.open("rb")
         except FileNotFoundError:
@@ -44,9 +44,11 @@ class _Growing:
                 *ends, self._rest = (self._rest + block).split(b"\n")
                 for end in ends:
                     try:
-                        yield orjson.loads(end)
+                        line = orjson.loads(end)
                     except orjson.JSONDecodeError:  # a fragment that a crash left
                         continue
+                    if isinstance(line, dict):
+                        yield line
 
 
 async def tail(folder: Path, custom_id: str | None, out: IO[str], *, follow: bool = True) -> int:
@@ -66,7 +68,7 @@ async def tail(folder: Path, custom_id: str | None, out: IO[str], *, follow: boo
                 out.write(_shown(line))
         for record in results.lines():
             if custom_id is None or record.get("custom_id") == custom_id:
-                begun.discard(record.get("custom_id"))
+                begun.discard(str(record.get("custom_id")))
                 out.write(_ending(record, alone=custom_id is not None))
                 if custom_id is not None:
                     return 0
@@ -78,7 +80,9 @@ async def tail(folder: Path, custom_id: str | None, out: IO[str], *, follow: boo
 
 def _announce(line: dict[str, Any], begun: set[str], out: IO[str]) -> None:
     """For all jobs: beginnings and restarts. `begun` is bounded by what is in flight."""
-    name = str(line.get("custom_id"))
+    name = line.get("custom_id")
+    if not isinstance(name, str):
+        return
     if line.get("event") == "void":
         out.write(f"{for_line(name)}  again: {for_line(str(line.get('reason')))}\n")
     elif name not in begun:
@@ -89,7 +93,9 @@ def _announce(line: dict[str, Any], begun: set[str], out: IO[str]) -> None:
 def _shown(line: dict[str, Any]) -> str:
     if line.get("event") == "void":
         return f"\n[again: {for_line(str(line.get('reason')))}]\n"
-    delta = line.get("delta") or {}
+    delta = line.get("delta")
+    if not isinstance(delta, dict):
+        return ""
     if delta.get("type") in ("response.output_text.delta", "response.refusal.delta"):
         text = delta.get("delta")
     elif "type" in delta:
@@ -103,7 +109,8 @@ def _ending(record: dict[str, Any], *, alone: bool) -> str:
     error = record.get("error")
     runner = record.get("runner") or {}
     end = str(runner.get("finish")) if error is None else f"failed: {error.get('code')}: {error.get('message')}"
-    return f"\n[{for_line(end)}]\n" if alone else f"{for_line(str(record.get('custom_id')))}  {for_line(end)}\n"
+    name = str(record.get("custom_id") or record.get("id"))  # a line that can't be a job may have no custom_id
+    return f"\n[{for_line(end)}]\n" if alone else f"{for_line(name)}  {for_line(end)}\n"
 
 
 def _is_running(folder: Path) -> bool:

@@ -37,8 +37,16 @@ HELLO = sse(
 )
 
 
-def chat_job(**kwargs):
-    defaults = {"id": "j", "line": 1, "api": Api.CHAT, "body": {}, "stream": True, "digest": 1, "size_bytes": 1}
+def chat_job(**kwargs: Any) -> Job:
+    defaults: dict[str, Any] = {
+        "id": "j",
+        "line": 1,
+        "api": Api.CHAT,
+        "body": {},
+        "stream": True,
+        "digest": 1,
+        "size_bytes": 1,
+    }
     return Job(**(defaults | kwargs))
 
 

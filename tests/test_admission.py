@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
+from typing import Any
 
 import anyio
 import pytest
@@ -354,7 +355,7 @@ def test_a_strict_server_behind_a_jittery_network_sees_no_excess(rpm, count):
         last = at
         assert level >= 1
         level -= 1
-    inside = deque()
+    inside: deque[Any] = deque()
     for at in arrivals:
         inside.append(at)
         while inside[0] <= at - 60:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
+from typing import Any
 
 import anyio
 import pytest
@@ -20,7 +21,7 @@ def bucket(per_minute):
 def worst_window(events):
     """The largest sum of amounts in any half-open 60 s window."""
     worst = total = 0.0
-    inside = deque()
+    inside: deque[Any] = deque()
     for at, amount in events:
         inside.append((at, amount))
         total += amount

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import io
+
+import orjson
+import pytest
+
+from runner.check import check, report
+from runner.errors import InputError
+from runner.settings import Price, Settings
+
+
+async def checked(tmp_path, *lines, **settings):
+    path = tmp_path / "jobs.jsonl"
+    path.write_bytes(b"\n".join(line if isinstance(line, bytes) else orjson.dumps(line) for line in lines))
+    made = Settings(**settings)
+    found = await check([str(path)], made)
+    out = io.StringIO()
+    report(found, made, out)
+    return found, out.getvalue()
+
+
+async def test_every_line_is_counted_by_what_it_is(tmp_path):
+    found, text = await checked(
+        tmp_path,
+        {"prompt": "a"},
+        {"input": "b"},
+        {"messages": [{"role": "user", "content": "x"}]},
+        b"{broken",
+        {"prompt": "c", "model": "m"},
+    )
+    assert found.rejected == 1
+    assert found.jobs == 4
+    assert found.without_model == 3
+    assert not found.ok
+    assert "jobs.jsonl:4" in text
+
+
+async def test_cost_and_duration_follow_from_the_reservation(tmp_path):
+    found, text = await checked(
+        tmp_path,
+        *({"prompt": "x" * 400, "max_tokens": 900, "custom_id": str(i)} for i in range(10)),
+        rpm=5,
+        tpm=100_000,
+        model="m",
+        prices={"m": Price(input=0, output=1_000_000)},
+    )
+    assert found.output_tokens == 9_000
+    assert found.cost == 9_000
+    assert "at least 2m00s" in text
+
+
+async def test_a_job_that_can_never_fit_is_named(tmp_path):
+    found, text = await checked(tmp_path, {"prompt": "x", "max_tokens": 5_000}, tpm=1_000)
+    assert (found.never_fit, found.ok) == (1, False)
+    assert "never fit" in text
+
+
+async def test_a_flood_of_bad_lines_is_not_a_flood_of_output(tmp_path):
+    _, text = await checked(tmp_path, *[b"{"] * 1_000)
+    assert len(text.splitlines()) < 40
+    assert "980 more" in text
+
+
+async def test_a_missing_file_is_an_input_error(tmp_path):
+    with pytest.raises(InputError, match="nowhere"):
+        await check([str(tmp_path / "nowhere.jsonl")], Settings())

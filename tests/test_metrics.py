@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from runner.limits import MAX_COUNTED_NAMES
+from runner.metrics import AdmissionView, Finished, RunMetrics, Tally
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def metrics(total=None):
+    clock = Clock()
+    return RunMetrics(clock, total=total), clock
+
+
+def test_a_rate_is_that_of_the_last_ten_seconds():
+    run, clock = metrics()
+    for _ in range(100):
+        clock.now += 0.1
+        run.deltas(5)
+    assert run.snapshot(AdmissionView()).chunks_per_s == pytest.approx(50, rel=0.05)
+    clock.now += 60
+    assert run.snapshot(AdmissionView()).chunks_per_s == 0
+
+
+def test_live_tokens_follow_the_tokens_a_chunk_carried():
+    run, clock = metrics()
+    clock.now += 1
+    run.deltas(10)
+    run.finished(Finished(ok=True, output_tokens=40, chunks=10))
+    clock.now += 9
+    now = run.snapshot(AdmissionView())
+    assert now.tokens_per_s == pytest.approx(4 * now.chunks_per_s)
+
+
+def test_eta_is_unknown_until_something_finished_and_for_stdin():
+    run, clock = metrics(total=10)
+    clock.now += 10
+    assert run.snapshot(AdmissionView()).eta_s is None
+    run.finished(Finished(ok=True))
+    assert run.snapshot(AdmissionView()).eta_s == pytest.approx(90, rel=0.1)
+    unknown, _ = metrics(total=None)
+    unknown.finished(Finished(ok=True))
+    assert unknown.snapshot(AdmissionView()).eta_s is None
+
+
+def test_resumed_jobs_are_done_but_not_this_runs():
+    run, clock = metrics(total=4)
+    run.skipped()
+    run.finished(Finished(ok=False, error_code="truncated", attempts=5))
+    clock.now += 1
+    now = run.snapshot(AdmissionView(in_flight=1))
+    assert (now.done, now.succeeded, now.failed, now.resumed) == (2, 0, 1, 1)
+    assert now.errors == {"truncated": 1}
+
+
+def test_names_that_a_server_invents_do_not_fill_memory():
+    tally = Tally()
+    for i in range(MAX_COUNTED_NAMES + 1000):
+        tally.note(f"code-{i}")
+    assert len(tally) == MAX_COUNTED_NAMES + 1
+    assert tally["other"] == 1000
+
+
+@pytest.mark.parametrize("junk", [None, "x", [], {}, True, -1, 10**400])
+def test_a_field_of_the_wrong_type_is_unknown_not_an_error(junk):
+    runner: dict[str, Any] = dict.fromkeys(("usage", "finish", "retries", "chunks", "icl", "attempts", "line"), junk)
+    found = Finished.of_record({"error": None, "runner": runner})
+    assert found.ok
+    assert found.input_tokens is None
+
+
+def test_the_use_of_limits_is_sampled():
+    run, _ = metrics()
+    for used in (10, 30, 20):
+        run.snapshot(AdmissionView(rpm_allowed=60, rpm_used=used))
+    assert (run.rpm_use.peak, run.rpm_use.mean) == (30, 20)

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import fcntl
+import io
+
+import anyio
+import orjson
+
+from runner.tail import tail
+from runner.testing.virtual_time import run_virtual
+
+
+def delta(job, text, **more):
+    return {"custom_id": job, "attempt": 1, "seq": 0, "t": 0.1, "delta": {"content": text, "index": 0}, **more}
+
+
+def void(job):
+    return {"custom_id": job, "attempt": 1, "event": "void", "reason": "truncated"}
+
+
+def record(job, error=None):
+    return {"id": job, "custom_id": job, "error": error, "runner": {"finish": None if error else "stop"}}
+
+
+def write(path, *lines):
+    with path.open("ab") as file:
+        for line in lines:
+            file.write(line if isinstance(line, bytes) else orjson.dumps(line) + b"\n")
+
+
+def shown(folder, job=None, **kwargs):
+    out = io.StringIO()
+
+    async def body():
+        return await tail(folder, job, out, **kwargs)
+
+    return run_virtual(body), out.getvalue()
+
+
+def test_one_jobs_text_is_put_together_and_ends_with_its_finish(tmp_path):
+    write(tmp_path / "deltas.jsonl", delta("a", "Hel"), delta("b", "other"), delta("a", "lo"))
+    write(tmp_path / "results.jsonl", record("b"), record("a"))
+    assert shown(tmp_path, "a") == (0, "Hello\n[stop]\n")
+
+
+def test_a_void_is_said(tmp_path):
+    write(tmp_path / "deltas.jsonl", delta("a", "Hal"), void("a"), delta("a", "Hello"))
+    write(tmp_path / "results.jsonl", record("a"))
+    assert shown(tmp_path, "a")[1] == "Hal\n[again: truncated]\nHello\n[stop]\n"
+
+
+def test_responses_text_is_shown_and_other_events_are_not(tmp_path):
+    events = [{"type": "response.created"}, {"type": "response.output_text.delta", "delta": "Hi"}]
+    write(tmp_path / "deltas.jsonl", *({**delta("a", ""), "delta": event} for event in events))
+    write(tmp_path / "results.jsonl", record("a"))
+    assert shown(tmp_path, "a")[1] == "Hi\n[stop]\n"
+
+
+def test_a_whole_run_is_beginnings_and_ends(tmp_path):
+    write(tmp_path / "deltas.jsonl", delta("a", "x"), delta("a", "y"), delta("b\n", "z"))
+    write(tmp_path / "results.jsonl", record("a"), record("b\n", {"code": "truncated", "message": "cut\x1b"}))
+    assert shown(tmp_path)[1].splitlines() == [
+        "a  answering",
+        "b\\n  answering",
+        "a  stop",
+        "b\\n  failed: truncated: cut\\x1b",
+    ]
+
+
+def test_fragments_and_missing_files_are_passed_over(tmp_path):
+    write(tmp_path / "deltas.jsonl", b'{"custom_id": "a", "del\n', b"\xff\xfe\n", delta("a", "x"), b'{"torn')
+    assert shown(tmp_path, "a") == (1, "x")
+    assert shown(tmp_path / "nothing", "a") == (1, "")
+
+
+def test_it_follows_while_the_lock_is_held_and_reads_what_came_last(tmp_path):
+    out = io.StringIO()
+    lock = (tmp_path / ".lock").open("w")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+
+    async def body():
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(run)
+            await tail(tmp_path, None, out)
+
+    async def run():
+        await anyio.sleep(1)
+        write(tmp_path / "deltas.jsonl", delta("a", "x"), b'{"half":')
+        await anyio.sleep(1)
+        write(tmp_path / "deltas.jsonl", b" 1}\n", delta("b", "y"))
+        write(tmp_path / "results.jsonl", record("a"), record("b"))
+        lock.close()
+
+    run_virtual(body)
+    assert sorted(out.getvalue().splitlines()) == ["a  answering", "a  stop", "b  answering", "b  stop"]
