@@ -7,7 +7,6 @@ the folder and not only this run's.
 
 from __future__ import annotations
 
-import logging
 import os
 import random
 import secrets
@@ -42,9 +41,8 @@ from runner.settings import Settings
 from runner.signals import hangup_ignored
 from runner.source import check_readable
 from runner.target import Target, resolve
+from runner.terminal import stream_may_be_gone
 from runner.worker import Bench
-
-log = logging.getLogger(__name__)
 
 
 class Result(NamedTuple):
@@ -243,7 +241,8 @@ class _Run:
         made["run"] = self._facts(made, reason, code)
         write_summary(self._folder.fs, self._folder.path, made)
         if self._plan.settings.progress != "none":
-            summary.print_table(made, sys.stderr)
+            with stream_may_be_gone():
+                summary.print_table(made, sys.stderr)
         return Result(code, self._folder.path, made)
 
     def _facts(self, made: dict[str, Any], reason: Reason | None, code: int) -> dict[str, Any]:
@@ -308,7 +307,5 @@ def _advice(made: dict[str, Any], remaining: int | None, code: int) -> str:
 
 
 def _say(line: str) -> None:
-    try:
+    with stream_may_be_gone():
         print(line, file=sys.stderr, flush=True)  # noqa: T201 - the one line before the live view
-    except (OSError, ValueError):  # a closed terminal doesn't end a run
-        log.info("stderr is closed")

@@ -12,6 +12,7 @@ import click
 
 from runner import __version__
 from runner.errors import RunnerError, UsageError
+from runner.terminal import flush_standard_streams
 
 COMMANDS: Final = ("run", "check", "tail", "report", "serve")
 PRESETS: Final = ("default", "storm", "flaky")
@@ -31,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except RunnerError as error:
         click.echo(f"runner: {error}", err=True)
         code = error.exit_code
+    flush_standard_streams()
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -185,9 +187,7 @@ def report(folder: Path) -> int:
     return 0
 
 
-@cli.command(
-    add_help_option=False, context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False}
-)
+@cli.command(add_help_option=False, context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 def serve(options: tuple[str, ...]) -> int:
     """The built-in simulator as a server, with limits, pace and failures of your choice."""

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from runner.outcome import Usage
-from runner.settings import Price
+
+if TYPE_CHECKING:
+    from runner.settings import Price
 
 _PER = 1_000_000
 

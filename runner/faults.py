@@ -286,21 +286,22 @@ def from_in_stream(error: Any) -> Fault:
 def retry_after(headers: Mapping[str, str], wall_now_s: float) -> float | None:
     """Seconds to wait, from `retry-after-ms` or `Retry-After` (seconds or an HTTP date), or None without advice.
 
-    Negative becomes 0; infinite, absurd or far-future becomes MAX_RETRY_AFTER_S; what can't be read is no advice.
-    A date is measured against the server's own `Date` header where there is one, so that clock skew cancels out.
+    Negative and past become 0. What can't be read or lies beyond MAX_RETRY_AFTER_S is a broken header and no advice:
+    our own backoff goes on. A date is measured against the server's own `Date` header where there is one, so that clock
+    skew cancels out.
     """
     milliseconds = _number(headers.get("retry-after-ms"))
     if milliseconds is not None:
-        return _clamp(milliseconds / 1000)
+        return _sane(milliseconds / 1000)
     text = headers.get("retry-after")
     seconds = _number(text)
     if seconds is not None:
-        return _clamp(seconds)
+        return _sane(seconds)
     when = _http_date(text)
     if when is None:
         return None
     server_now = _http_date(headers.get("date"))
-    return _clamp(when - (wall_now_s if server_now is None else server_now))
+    return _sane(when - (wall_now_s if server_now is None else server_now))
 
 
 def _number(text: str | None) -> float | None:
@@ -320,5 +321,5 @@ def _http_date(text: str | None) -> float | None:
         return None
 
 
-def _clamp(seconds: float) -> float:
-    return min(max(seconds, 0.0), MAX_RETRY_AFTER_S)
+def _sane(seconds: float) -> float | None:
+    return max(seconds, 0.0) if seconds <= MAX_RETRY_AFTER_S else None

@@ -15,8 +15,9 @@ MAX_LINE_BYTES: Final = 64 * MIB
 """A longer input line is a rejected record. The API takes 50 MB of image payload a request; base64 adds a third."""
 MAX_CUSTOM_ID_CHARS: Final = 512
 """A longer custom_id is a rejected record: ids are copied into every delta line."""
-MAX_JSON_DEPTH: Final = 512
-"""A deeper body is a rejected record. orjson itself refuses at 1024; tool schemas in the wild stay below 40."""
+MAX_JSON_DEPTH: Final = 200
+"""A deeper line is a rejected record. orjson reads 1,024 levels but writes 254 at most, and a body or its metadata is
+written some levels deep in a request or a record; tool schemas in the wild stay below 40."""
 READ_BLOCK_BYTES: Final = 256 * KIB
 """One read of the jobs file."""
 SOURCE_BATCH_JOBS: Final = 64
@@ -100,7 +101,7 @@ SIMULATOR_WRITE_BYTES: Final = 64 * KIB
 
 # ── Text that is shown or logged ─────────────────────────────────────────────────────────────────────────────────
 MAX_REDACTED_DEPTH: Final = 512
-"""Deeper values are cut when secrets are looked for: MAX_JSON_DEPTH, and twice what orjson writes."""
+"""Deeper values are cut when secrets are looked for: twice what orjson writes."""
 MAX_REDACTED_VALUES: Final = 10_000_000
 """…and so are larger ones. The widest answer, 128 k tokens with 20 alternatives each, has about that many values."""
 MAX_COUNTED_NAMES: Final = 200

@@ -22,6 +22,7 @@ from runner.digests import DigestMap, digest64
 from runner.drain import Drain
 from runner.jobs import Job, Rejected
 from runner.limits import BACKOFF_ROOM
+from runner.preflight import asks_something_else, changes_refused
 from runner.source import JobSource
 from runner.worker import Bench, StopRun, finish_rejected, run_job
 
@@ -82,6 +83,10 @@ class Pipeline:
         async for batch in JobSource(self.paths).batches():
             for item in batch:
                 if digest64(item.id.encode()) in self.done:
+                    if asks_something_else(item, self.done):
+                        # Standard input alone gets here: what can be read ahead was checked before anything was sent.
+                        self.drain.ask(2, str(changes_refused([item.id], self.paths)))
+                        return
                     self.bench.metrics.skipped()
                     continue
                 if left == 0 or self.drain.asked:

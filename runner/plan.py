@@ -47,6 +47,8 @@ class Plan:
             raise UsageError("--simulate and --base-url contradict each other")
         if len(paths) > 1 and "-" in paths:
             raise UsageError("standard input can't be read together with other files")
+        if accept_changes and "-" in paths:
+            raise UsageError("--accept-changes needs a file: standard input can't be looked through before it is run")
         if fresh and retry_failed:
             raise UsageError("--fresh and --retry-failed contradict each other")
         folder = Path(out) if out is not None else Path("results") / stem(paths[0])

@@ -16,6 +16,7 @@ import orjson
 
 from runner.escape import for_line, for_terminal
 from runner.metrics import Snapshot
+from runner.terminal import console, stream_may_be_gone
 
 Style = Literal["auto", "rich", "plain", "json", "none"]
 _PERIOD_S: Final = {"rich": 0.25, "plain": 10.0, "json": 1.0}
@@ -36,7 +37,7 @@ async def live_view(style: Style, snapshot: Callable[[], Snapshot], stream: IO[s
             yield
         finally:
             tasks.cancel_scope.cancel()
-            with _stream_may_be_gone():
+            with stream_may_be_gone():
                 view.draw(snapshot())
                 view.close()
 
@@ -44,13 +45,8 @@ async def live_view(style: Style, snapshot: Callable[[], Snapshot], stream: IO[s
 async def _redraw(view: _RichView | _LineView, snapshot: Callable[[], Snapshot], period_s: float) -> None:
     while True:
         await anyio.sleep(period_s)
-        with _stream_may_be_gone():
+        with stream_may_be_gone():
             view.draw(snapshot())
-
-
-def _stream_may_be_gone() -> contextlib.suppress:
-    """A terminal that was closed (EPIPE, EIO, a closed file) takes the view with it, not the run."""
-    return contextlib.suppress(OSError, ValueError)
 
 
 class _LineView:
@@ -73,10 +69,9 @@ class _RichView:
     """A few lines that are redrawn in place."""
 
     def __init__(self, stream: IO[str]) -> None:
-        from rich.console import Console
         from rich.live import Live
 
-        self._live = Live(console=Console(file=stream), auto_refresh=False, transient=True)
+        self._live = Live(console=console(stream), auto_refresh=False, transient=True)
         self._live.start()
 
     def draw(self, now: Snapshot) -> None:
@@ -168,6 +163,6 @@ class Echo:
         self._write(f"{lead}── {for_line(job_id)} ──\n")
 
     def _write(self, text: str) -> None:
-        with _stream_may_be_gone():
+        with stream_may_be_gone():
             self._stream.write(text)
             self._stream.flush()

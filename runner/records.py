@@ -8,14 +8,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
-from runner.attempt import Attempted
 from runner.faults import Fault
 from runner.jobs import Job, Rejected
 from runner.outcome import Completed, Outcome, Usage
+
+if TYPE_CHECKING:
+    from runner.attempt import Attempted
 
 
 class Retry(NamedTuple):

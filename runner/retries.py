@@ -20,6 +20,8 @@ BACKOFF_BASE_S: Final = 0.5
 """The first wait is between 0 and this."""
 BACKOFF_CAP_S: Final = 60.0
 """…doubling to this: a minute is the window of every rate limit."""
+THROTTLED_CAP_S: Final = 5.0
+"""…or only to this after a 429: everybody waits in the shared cool-down then, and jitter spreads the herd behind it."""
 
 
 class AttemptFailed(Exception):
@@ -69,7 +71,8 @@ class _Policy:
         assert fault is not None
         failures = self._throttled if fault.row.throttle else self._failed
         # 2**7 × 0.5 s passes the cap; a larger exponent would only overflow.
-        ceiling = min(BACKOFF_BASE_S * 2 ** min(failures - 1, 7), BACKOFF_CAP_S)
+        cap_s = THROTTLED_CAP_S if fault.row.throttle else BACKOFF_CAP_S
+        ceiling = min(BACKOFF_BASE_S * 2 ** min(failures - 1, 7), cap_s)
         return (fault.retry_after_s or 0.0) + self._rng.uniform(0.0, ceiling)
 
 

@@ -14,6 +14,7 @@ import orjson
 from runner.escape import for_line
 from runner.metrics import Finished, Totals
 from runner.sketch import Sketch
+from runner.terminal import console
 
 SCHEMA: Final = 1
 MIN_COUNT: Final = {0.5: 1, 0.9: 38, 0.99: 370}
@@ -61,7 +62,6 @@ def percentiles(sketch: Sketch) -> dict[str, float | int | None]:
 
 def print_table(summary: dict[str, Any], stream: IO[str]) -> None:
     """The end of a run for a person: what came of it, what it cost, what to do next."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -70,7 +70,7 @@ def print_table(summary: dict[str, Any], stream: IO[str]) -> None:
     table.add_column(overflow="fold")
     for name, value in _rows(summary):
         table.add_row(name, Text(value))
-    Console(file=stream, highlight=False).print(table)
+    console(stream).print(table)
 
 
 def _rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
