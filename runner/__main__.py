@@ -1,6 +1,22 @@
 """`python -m runner`."""
 
-from runner.cli import main
+import sys
+
+
+def _start() -> None:
+    try:
+        from runner.cli import main
+    except ModuleNotFoundError as missing:
+        if (missing.name or "").partition(".")[0] == "runner":
+            raise
+        # A Python that runner isn't installed in: say what to do, not where the import failed.
+        sys.stderr.write(
+            f"runner: this Python has no {missing.name}: use scripts/run in place of `python -m runner`, "
+            "or install it: pip install -c constraints.txt -e .\n"
+        )
+        sys.exit(2)
+    main()
+
 
 if __name__ == "__main__":
-    main()
+    _start()
