@@ -17,10 +17,12 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import AsyncIterator, Iterator
-from typing import Final
+from typing import Final, NamedTuple
 
 import aiohttp
 import httpx2
+import yarl
+from multidict import CIMultiDict
 
 from runner.limits import CONNECT_TIMEOUT_S, KEEPALIVE_S, MAX_ERROR_BODY_BYTES, READ_BLOCK_BYTES
 
@@ -97,6 +99,21 @@ class Body(httpx2.AsyncByteStream):
             self._response.close()
 
 
+class Template(NamedTuple):
+    """What the requests of one endpoint and credential have in common, in the types that aiohttp takes as they are."""
+
+    request: httpx2.Request
+    url: yarl.URL
+    headers: CIMultiDict[str]  # without Content-Length, which is each request's own
+
+    @classmethod
+    def of(cls, request: httpx2.Request) -> Template:
+        """The template that a built request is an example of."""
+        headers = CIMultiDict(request.headers.multi_items())
+        headers.pop("content-length", None)
+        return cls(request, yarl.URL(str(request.url), encoded=True), headers)
+
+
 class Transport(httpx2.AsyncBaseTransport):
     """httpx2's transport interface on one aiohttp session.
 
@@ -127,15 +144,23 @@ class Transport(httpx2.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """Sends one request and returns when its headers have arrived; the body is `extensions[BODY]`."""
+        return await self.send(Template.of(request), request.content)
+
+    async def send(self, template: Template, content: bytes) -> httpx2.Response:
+        """The same for a request that was built before: only its content is new.
+
+        Raises:
+            httpx2.TransportError: no headers came back.
+        """
         if self._session is None:
             self._session = self._open_session()
         sent_ns = time.monotonic_ns()
         with map_exceptions():
             response = await self._session.request(
-                request.method,
-                str(request.url),
-                headers=request.headers.multi_items(),
-                data=request.content or None,
+                template.request.method,
+                template.url,
+                headers=template.headers,
+                data=content or None,
                 allow_redirects=False,
             )
         body = Body(response, MAX_ERROR_BODY_BYTES, sent_ns)
@@ -143,7 +168,7 @@ class Transport(httpx2.AsyncBaseTransport):
             status_code=response.status,
             headers=list(response.raw_headers),
             stream=body,
-            request=request,
+            request=template.request,
             extensions={"http_version": b"HTTP/1.1", BODY: body},
         )
 
