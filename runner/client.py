@@ -12,7 +12,7 @@ import httpx2
 from openai import APIConnectionError, APITimeoutError, AsyncOpenAI, DefaultAsyncHttpxClient
 
 from runner.jobs import Api
-from runner.transport import BODY, Body, Template, Transport
+from runner.transport import BODY, Body, Template, Transport, environment_proxy
 
 _STREAM_HEADERS: Final = {
     "Accept": "text/event-stream",
@@ -80,10 +80,14 @@ _TEMPLATES: Final = 15
 
 
 class Client:
-    """One endpoint and one key."""
+    """One endpoint and one key.
+
+    Raises:
+        UsageError: the environment names a proxy for it that can't be used.
+    """
 
     def __init__(self, *, base_url: str, api_key: str, trust_env: bool = True) -> None:
-        transport = Transport(trust_env=trust_env)
+        transport = Transport(trust_env=trust_env, proxy=environment_proxy(base_url) if trust_env else None)
         # A timeout of None: the attempt's deadlines count deltas, the SDK's would count bytes and keep-alive comments.
         http_client = DefaultAsyncHttpxClient(
             transport=transport, follow_redirects=False, timeout=None, trust_env=False

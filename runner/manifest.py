@@ -18,6 +18,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import orjson
 
+from runner import __version__
 from runner.errors import UsageError
 from runner.settings import Settings
 
@@ -30,14 +31,14 @@ def describe_input(
 ) -> dict[str, Any]:
     """The input's identity. `sha256` and the counts are None for standard input, which can't be read twice."""
     names = [path if path == "-" else str(Path(path).resolve()) for path in paths]
-    return {"paths": names, "sha256": sha256, "lines": lines, "size_bytes": size_bytes}
+    return {"paths": _written(names), "sha256": sha256, "lines": lines, "size_bytes": size_bytes}
 
 
 def new(described: dict[str, Any], settings: Settings, base_url: str, seed: int, simulated: bool) -> dict[str, Any]:
     """The manifest of a run that begins. `base_url` is where it really sends."""
     return {
         "schema": SCHEMA,
-        "runner": metadata.version("runner"),
+        "runner": __version__,
         "started": _now(),
         "resumes": [],
         "input": described,
@@ -47,7 +48,7 @@ def new(described: dict[str, Any], settings: Settings, base_url: str, seed: int,
         "settings": settings.model_dump(mode="json"),
         "reservation": f"{settings.reserve_output_tokens} output tokens where a line names no maximum",
         "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in _VERSIONS},
-        "host": {"name": socket.gethostname(), "platform": platform.platform(), "argv": sys.argv[1:]},
+        "host": {"name": socket.gethostname(), "platform": platform.platform(), "argv": _written(sys.argv[1:])},
     }
 
 
@@ -109,6 +110,11 @@ def without_credentials(url: str) -> str:
 def encode(manifest: dict[str, Any]) -> bytes:
     """The bytes of the file."""
     return orjson.dumps(manifest, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+
+
+def _written(texts: Sequence[str]) -> list[str]:
+    """Texts of the operating system, which need not be Unicode, so that they can be written as JSON."""
+    return [text.encode("utf-8", "backslashreplace").decode() for text in texts]
 
 
 def _now() -> str:

@@ -18,12 +18,15 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Final, NamedTuple
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 import httpx2
 import yarl
 from multidict import CIMultiDict
 
+from runner.errors import UsageError
 from runner.limits import CONNECT_TIMEOUT_S, KEEPALIVE_S, MAX_ERROR_BODY_BYTES, READ_BLOCK_BYTES
 
 BODY: Final = "runner.body"
@@ -99,6 +102,25 @@ class Body(httpx2.AsyncByteStream):
             self._response.close()
 
 
+def environment_proxy(url: str) -> str | None:
+    """The proxy that HTTPS_PROXY, HTTP_PROXY or ALL_PROXY names for a URL and NO_PROXY doesn't except; else None.
+
+    Raises:
+        UsageError: it is of a kind that can't be used.
+    """
+    parts = urlsplit(url)
+    if not parts.hostname or proxy_bypass(parts.hostname):
+        return None
+    proxies = getproxies()
+    proxy = proxies.get(parts.scheme) or proxies.get("all")
+    if proxy and urlsplit(proxy).scheme not in ("http", "https"):
+        kind = urlsplit(proxy).scheme or "without http://"
+        raise UsageError(
+            f"the environment names a proxy ({kind}) for {parts.hostname}: only http and https proxies work"
+        )
+    return proxy
+
+
 class Template(NamedTuple):
     """What the requests of one endpoint and credential have in common, in the types that aiohttp takes as they are."""
 
@@ -120,8 +142,9 @@ class Transport(httpx2.AsyncBaseTransport):
     Concurrency isn't bounded here: admission is the one place that does.
     """
 
-    def __init__(self, *, trust_env: bool = True) -> None:
+    def __init__(self, *, trust_env: bool = True, proxy: str | None = None) -> None:
         self._trust_env = trust_env
+        self._proxy = proxy
         self._session: aiohttp.ClientSession | None = None
 
     def _open_session(self) -> aiohttp.ClientSession:
@@ -136,7 +159,8 @@ class Transport(httpx2.AsyncBaseTransport):
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
-            trust_env=self._trust_env,
+            trust_env=False,  # aiohttp would look for a proxy and for ~/.netrc in a thread, for every request
+            proxy=self._proxy,
             read_bufsize=READ_BLOCK_BYTES,
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S),
             skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),

@@ -94,9 +94,8 @@ class _JobRun:
         self._bench = bench
         self._job = job
         settings = bench.settings
-        self._content = encode_body(job, model=settings.model, stream_options=settings.stream_options)
-        estimate = tokens.estimate(job, default_output_tokens=settings.reserve_output_tokens)
-        self._tokens = estimate.input_tokens + estimate.output_tokens
+        self._content = b""
+        self._tokens = 0
         self._deadlines = Deadlines(settings.first_token_timeout, settings.idle_timeout, settings.total_timeout)
         model = job.body.get("model", settings.model)
         self._history = History(bench.endpoint, model if isinstance(model, str) else None)
@@ -108,6 +107,7 @@ class _JobRun:
     async def run(self) -> None:
         """The job's way, start to end."""
         try:
+            self._prepare()
             outcome = await self._attempts()
         except (AdmissionClosed, OutputError):
             raise
@@ -117,6 +117,12 @@ class _JobRun:
         if isinstance(outcome, Failed) and outcome.fault.row.stops_run:
             raise StopRun(outcome.fault)
         await self._finish(outcome)
+
+    def _prepare(self) -> None:
+        settings = self._bench.settings
+        self._content = encode_body(self._job, model=settings.model, stream_options=settings.stream_options)
+        estimate = tokens.estimate(self._job, default_output_tokens=settings.reserve_output_tokens)
+        self._tokens = estimate.input_tokens + estimate.output_tokens
 
     # ── Attempts ─────────────────────────────────────────────────────────────────────────────────────────────────
 

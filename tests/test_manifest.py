@@ -61,3 +61,9 @@ def test_what_is_no_manifest_is_refused(data):
 
 def test_it_reads_back():
     assert manifest.load(manifest.encode(new()), Path("m"))["input"] == described()
+
+
+def test_a_file_name_that_is_no_unicode_can_be_written():
+    described = manifest.describe_input(["b\udcff.jsonl"], None, None, None)
+    made = manifest.new(described, Settings(), "http://h", 1, simulated=True)
+    assert b"b\\\\udcff.jsonl" in manifest.encode(made)

@@ -315,6 +315,20 @@ def test_a_defect_of_ours_in_one_job_does_not_take_the_others_with_it(world):
     assert "ZeroDivisionError" in world.records["b"]["error"]["message"]
 
 
+def test_a_job_that_cannot_even_be_prepared_does_not_take_the_others_with_it(world, monkeypatch):
+    from runner.wire import encode_body
+
+    def broken(job, **kwargs):
+        if job.id == "b":
+            raise ZeroDivisionError("ours")
+        return encode_body(job, **kwargs)
+
+    monkeypatch.setattr("runner.worker.encode_body", broken)
+    world.jobs("a", "b", "c").run()
+    assert world.records["b"]["error"]["code"] == "internal"
+    assert len(world.records) == 3
+
+
 def test_a_disk_that_is_full_ends_the_run_with_its_error(world):
     world.full_after = 7
     world.jobs(*names(50))

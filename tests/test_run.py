@@ -244,7 +244,7 @@ def test_a_full_disk_is_74_and_one_line_and_the_next_run_completes(simulator, tm
 
 def test_after_kill_9_again_and_again_every_job_has_one_right_record(slow_simulator, tmp_path):
     seed = random.randrange(2**32)
-    print("seed", seed)  # noqa: T201 - pytest shows it when the test fails
+    print("seed", seed)
     rng = random.Random(seed)
     jobs = [chat(i) for i in range(300)]
     path = write_jobs(tmp_path / "jobs.jsonl", jobs)
