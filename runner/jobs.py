@@ -39,8 +39,8 @@ class Job:
     """The API's body as the line gave it (the short form turned into messages), less the runner's own keys."""
     stream: bool
     digest: int
-    """Unsigned 64-bit digest of what is asked (api, body, stream, stop_after): another digest under a known id is
-    another job."""
+    """Unsigned 64-bit digest of what is asked (api, body, stream, stop_after; not the metadata): another digest under
+    a known id is another job."""
     size_bytes: int
     """Length of its line."""
     metadata: Any = None
@@ -61,5 +61,5 @@ class Rejected:
     reason: str
     """One sentence for a person, without the line's content beyond a short excerpt."""
     custom_id: str | None = None
-    """Always None for a duplicate or malformed id."""
+    """None where it is missing, malformed or a duplicate: the first line with an id keeps it."""
     metadata: Any = None

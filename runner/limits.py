@@ -18,6 +18,9 @@ MAX_CUSTOM_ID_CHARS: Final = 512
 MAX_JSON_DEPTH: Final = 200
 """A deeper line is a rejected record. orjson reads 1,024 levels but writes 254 at most, and a body or its metadata is
 written some levels deep in a request or a record; tool schemas in the wild stay below 40."""
+MAX_JSON_VALUES: Final = 2_000_000
+"""A line with more values is a rejected record: 64 MiB of `[],` would become 1.5 GB of lists. The longest context
+windows take a million tokens."""
 READ_BLOCK_BYTES: Final = 256 * KIB
 """One read of the jobs file."""
 SOURCE_BATCH_JOBS: Final = 64
@@ -44,7 +47,8 @@ MAX_TOOL_CALLS: Final = 1_024
 MAX_OUTPUT_ITEMS: Final = 4_096
 """Output items, and parts of one item, of a Responses answer."""
 MAX_RETRY_AFTER_S: Final = 3_600.0
-"""A longer Retry-After is clamped: 1e9, inf and dates of the far future are broken headers, not advice."""
+"""A longer Retry-After is no advice: 1e9, inf and dates of the far future are broken headers, and a run that believed
+them would sleep for years. The longest that the API sends for a limit it enforces is minutes."""
 CONNECT_TIMEOUT_S: Final = 15.0
 """TCP and TLS handshake."""
 KEEPALIVE_S: Final = 60.0

@@ -1,10 +1,16 @@
 """A line of a jobs file → `Job` or `Rejected`, whatever the line holds. Pure.
 
-The forms are told apart by their keys: `body` is the Batch API's form, `messages` a chat body, `input` a Responses
-body, `prompt` the short form. Beside a raw body, `url` names the API. Whatever garbage comes, one of the two comes out.
+The forms are told apart by their keys, the first of these that is there: `body` is the Batch API's form, `messages` a
+chat body, `input` a Responses body, `prompt` the short form. Beside a raw body, `url` names the API. Whatever garbage
+comes, one of the two comes out, and all of it can be written as JSON again.
+
+An id belongs to the first line that names it, be that a job or not. Without one it is derived from all that the line
+asks and its metadata, so that two lines which differ in their metadata alone are two jobs wherever they stand. The
+digest, by which a changed line is known again under its id, covers only what is asked.
 
 Accepted: duplicate keys in an object, of which the last wins as in every JSON parser; integers beyond 64 bits, which
-become floats; an integer as custom_id, which becomes its decimal text.
+become floats; an integer as custom_id, which becomes its decimal text; keys beside `body` that aren't ours, which are
+left out as the Batch API does.
 """
 
 from __future__ import annotations
@@ -18,11 +24,12 @@ import orjson
 
 from runner.digests import DigestMap, digest64
 from runner.jobs import Api, Job, Rejected, StopAfter
-from runner.limits import MAX_CHOICES, MAX_CUSTOM_ID_CHARS, MAX_JSON_DEPTH, MAX_LINE_BYTES
+from runner.limits import MAX_CHOICES, MAX_CUSTOM_ID_CHARS, MAX_JSON_DEPTH, MAX_JSON_VALUES, MAX_LINE_BYTES
 from runner.lines import Line
 
 _APIS: Final = {f"{prefix}{api.value}": api for api in Api for prefix in ("", "/v1")}
 _RESERVED_ID: Final = re.compile(r"line-[0-9a-f]{32}")
+_TELLING: Final = (("messages", Api.CHAT), ("input", Api.RESPONSES), ("prompt", Api.CHAT))
 _OURS: Final = frozenset({"custom_id", "id", "metadata", "stop_after", "method", "url", "stream"})
 
 
@@ -33,6 +40,7 @@ class Reason(enum.Enum):
     INVALID_UTF8 = "the line isn't UTF-8"
     INVALID_JSON = "the line isn't JSON"
     INVALID_UNICODE = "a string holds half of a surrogate pair"
+    TOO_MANY_VALUES = "the JSON holds too many values"
     TOO_DEEP = "the JSON is nested too deeply"
     NOT_AN_OBJECT = "the line is JSON, but no object"
     INVALID_CUSTOM_ID = "custom_id isn't a usable string"
@@ -47,6 +55,7 @@ class Reason(enum.Enum):
     INVALID_MODEL = "model isn't a string"
     INVALID_N = "n isn't a usable number"
     INVALID_STREAM = "stream isn't true or false"
+    INVALID_STREAM_OPTIONS = "stream_options isn't an object"
     INVALID_STOP_AFTER = 'stop_after isn\'t {"chunks": N} or {"chars": N} of a streamed job'
 
 
@@ -61,63 +70,88 @@ class _Reject(Exception):
 class JobParser:
     """Parses the lines of one input in order; it remembers ids and contents that were seen."""
 
-    def __init__(self, source: str = "jobs") -> None:
+    def __init__(self, source: str = "jobs", *, max_line_bytes: int = MAX_LINE_BYTES) -> None:
         self.source = source
         """Names the file in reasons."""
+        self._max_line_bytes = max_line_bytes
         self._seen = DigestMap()
 
     def parse(self, line: Line) -> Job | Rejected:
         """The job of a line, or why it isn't one."""
+        given: str | None = None
         metadata: Any = None
         try:
-            if line.data is None:
-                raise _Reject(Reason.LINE_TOO_LONG, f"{line.size_bytes} bytes, at most {MAX_LINE_BYTES}")
-            value = _load(line.data)
+            value = self._load(line)
             metadata = value.get("metadata")
-            return self._job(line, value)
+            given = self._claimed(_custom_id(value))
+            return self._job(line, value, given)
         except _Reject as error:
-            return self._rejected(line, error, metadata)
+            return self._rejected(line, error, given, metadata)
 
-    def _job(self, line: Line, value: dict[str, Any]) -> Job:
-        given = _custom_id(value)
+    def _load(self, line: Line) -> dict[str, Any]:
+        if line.data is None:
+            raise _Reject(Reason.LINE_TOO_LONG, f"{line.size_bytes} bytes, at most {self._max_line_bytes}")
+        return _load(line.data)
+
+    def _job(self, line: Line, value: dict[str, Any], given: str | None) -> Job:
         api, body = _form(value)
         stream = _stream(api, value, body)
         _check_body(api, body)
         stop_after = _stop_after(value.get("stop_after"), stream)
-        canonical = _canonical(api, body, stream, value.get("stop_after"), value.get("metadata"))
+        metadata = value.get("metadata")
+        asked = [api.value, body, stream, value.get("stop_after")]
         return Job(
-            id=self._id(given, canonical),
+            id=self._derived_id(_canonical([*asked, metadata])) if given is None else given,
             line=line.number,
             api=api,
             body=body,
             stream=stream,
-            digest=digest64(canonical),
+            digest=digest64(_canonical(asked)),
             size_bytes=line.size_bytes,
-            metadata=value.get("metadata"),
+            metadata=metadata,
             stop_after=stop_after,
             explicit_id=given is not None,
         )
 
-    def _id(self, given: str | None, canonical: bytes) -> str:
-        if given is None:
-            name = _derived("job", canonical, self._seen.increment(digest64(b"content\0" + canonical)))
-            # A line may have been given this very id by hand; then it is that line's.
-            given = name
-        if self._seen.increment(digest64(b"id\0" + given.encode())):
-            raise _Reject(Reason.DUPLICATE_CUSTOM_ID, repr(given[:80]))
+    # ── Ids ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _claimed(self, given: str | None) -> str | None:
+        """The same, once and never again."""
+        if given is not None:
+            key = _id_key(given)
+            if key in self._seen:
+                raise _Reject(Reason.DUPLICATE_CUSTOM_ID, _shown(given))
+            self._seen.set(key, 1)
         return given
 
-    def _rejected(self, line: Line, error: _Reject, metadata: Any) -> Rejected:
+    def _derived_id(self, content: bytes) -> str:
+        """The id of a line that has none. The id of the first occurrence also counts the others: one entry a line."""
+        first = _derived("job", content, 0)
+        while occurrence := self._seen.increment(_id_key(first)):
+            name = _derived("job", content, occurrence)
+            # A line may have been given this very id by hand; then it is that line's.
+            if not self._seen.increment(_id_key(name)):
+                return name
+        return first
+
+    def _rejected(self, line: Line, error: _Reject, given: str | None, metadata: Any) -> Rejected:
         raw = line.digest if line.data is None else line.data
         occurrence = self._seen.increment(digest64(b"line\0" + raw))
         detail = f" ({error.detail})" if error.detail else ""
+        # A file name is bytes: what isn't UTF-8 in it stands in the text as a lone surrogate, which JSON can't hold.
+        source = self.source.encode("utf-8", "backslashreplace").decode()
         return Rejected(
             id=_derived("line", raw, occurrence),
             line=line.number,
             code=error.reason.name.lower(),
-            reason=f"{self.source}:{line.number}: {error.reason.value}{detail}",
+            reason=f"{source}:{line.number}: {error.reason.value}{detail}",
+            custom_id=given,
             metadata=metadata,
         )
+
+
+def _id_key(name: str) -> int:
+    return digest64(b"id\0" + name.encode())
 
 
 def _derived(kind: str, content: bytes, occurrence: int) -> str:
@@ -129,6 +163,9 @@ def _derived(kind: str, content: bytes, occurrence: int) -> str:
 
 
 def _load(data: bytes) -> dict[str, Any]:
+    # Before they are made, hence counted roughly: what stands in a string counts too.
+    if len(data) > MAX_JSON_VALUES and sum(map(data.count, (b",", b"[", b"{"))) > MAX_JSON_VALUES:
+        raise _Reject(Reason.TOO_MANY_VALUES, f"more than {MAX_JSON_VALUES}")
     try:
         value = orjson.loads(data)
     except orjson.JSONDecodeError as error:
@@ -167,9 +204,14 @@ def _depth_exceeds(value: Any, bound: int) -> bool:
     return True
 
 
-def _canonical(api: Api, body: Any, stream: bool, stop_after: Any, metadata: Any) -> bytes:
-    """What is asked, in one spelling: key order and white space don't count."""
-    return orjson.dumps([api.value, body, stream, stop_after, metadata], option=orjson.OPT_SORT_KEYS)
+def _canonical(value: Any) -> bytes:
+    """One spelling: key order and white space don't count."""
+    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+
+
+def _shown(value: Any) -> str:
+    """An excerpt for a reason."""
+    return repr(value[:80]) if isinstance(value, str) else f"it is {type(value).__name__}"
 
 
 # ── Forms ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -191,25 +233,32 @@ def _custom_id(value: dict[str, Any]) -> str | None:
 
 
 def _form(value: dict[str, Any]) -> tuple[Api, dict[str, Any]]:
-    method, url = value.get("method"), value.get("url")
-    if method is not None and method != "POST":
-        raise _Reject(Reason.INVALID_METHOD, repr(method)[:80])
-    api = None
-    if url is not None:
-        api = _APIS.get(url) if isinstance(url, str) else None
-        if api is None:
-            raise _Reject(Reason.INVALID_URL, repr(url)[:80])
+    api = _url(value)
     if "body" in value:
         return _batch(value["body"], api)
     body = {key: inner for key, inner in value.items() if key not in _OURS}
-    if api is not None:
-        return api, body
-    if "messages" in body:
-        return Api.CHAT, body
-    if "input" in body:
-        return Api.RESPONSES, body
-    if "prompt" in body:
-        return Api.CHAT, _short(body)
+    if api is None:
+        api = _told_by_keys(body)
+    if api is Api.CHAT and "messages" not in body and "prompt" in body:
+        return api, _short(body)
+    return api, body
+
+
+def _url(value: dict[str, Any]) -> Api | None:
+    """The API that a line names, if it names one."""
+    method, url = value.get("method"), value.get("url")
+    if method is not None and method != "POST":
+        raise _Reject(Reason.INVALID_METHOD, _shown(method))
+    api = _APIS.get(url) if isinstance(url, str) else None
+    if url is not None and api is None:
+        raise _Reject(Reason.INVALID_URL, _shown(url))
+    return api
+
+
+def _told_by_keys(body: dict[str, Any]) -> Api:
+    for key, api in _TELLING:
+        if key in body:
+            return api
     raise _Reject(Reason.UNKNOWN_FORM)
 
 
@@ -246,6 +295,8 @@ def _check_body(api: Api, body: dict[str, Any]) -> None:
     n = body.get("n")
     if n is not None and (not isinstance(n, int) or isinstance(n, bool) or not 1 <= n <= MAX_CHOICES):
         raise _Reject(Reason.INVALID_N, f"1 to {MAX_CHOICES}")
+    if not isinstance(body.get("stream_options"), dict | None):
+        raise _Reject(Reason.INVALID_STREAM_OPTIONS)
     if api is Api.CHAT:
         messages = body.get("messages")
         if not isinstance(messages, list) or not messages or not all(map(_is_message, messages)):

@@ -1,7 +1,10 @@
-"""Files or standard input → batches of jobs, with back-pressure.
+"""Files, standard input or a byte range of a file → batches of jobs, with back-pressure.
 
 Reading, decompressing and parsing happen in a worker thread, a batch at a time, so that neither a slow disk nor a large
-line blocks the loop; nothing is read ahead of the batch that was asked for.
+line blocks the loop; nothing is read ahead of the batch that was asked for, but the rest of its block.
+
+Accepted: a byte range costs the reading of what stands before it, since ids without a custom_id count occurrences, and
+the first line with an id keeps it. A named pipe is refused, since a file is read more than once.
 """
 
 from __future__ import annotations
@@ -11,11 +14,12 @@ import hashlib
 import io
 import os
 import select
+import stat
 import sys
 import zlib
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import contextmanager
-from typing import BinaryIO, NamedTuple, cast
+from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple, cast
 
 import anyio.to_thread
 import zstandard
@@ -23,12 +27,25 @@ import zstandard
 from runner.errors import InputError
 from runner.jobs import Job, Rejected
 from runner.limits import MAX_LINE_BYTES, READ_BLOCK_BYTES, SOURCE_BATCH_BYTES, SOURCE_BATCH_JOBS
-from runner.lines import LineSplitter
+from runner.lines import Line, LineSplitter
 from runner.parsing import JobParser
 
-STDIN = "-"
-_POLL_S = 0.2
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+STDIN: Final = "-"
+_POLL_S: Final = 0.2
 """How long a read of an idle pipe may last before it looks whether the run still wants it."""
+_ZSTD_READ_BYTES: Final = 512
+"""Decompressed at once: a hostile file makes 128 KiB of 4 bytes, hence at most 16 MiB of this."""
+
+
+class ByteRange(NamedTuple):
+    """The lines that begin in it. Ranges that share their ends share no line and lose none."""
+
+    start: int = 0
+    end: int | None = None
+    """Exclusive; None is the input's end. Of the decompressed bytes."""
 
 
 class Scan(NamedTuple):
@@ -40,15 +57,20 @@ class Scan(NamedTuple):
 
 
 class JobSource:
-    """The jobs of some files, in order, as one input; line numbers are per file."""
+    """The jobs of some files, in order, as one input; line numbers are per file. `within` is for a single file."""
 
-    def __init__(self, paths: Sequence[str], *, max_line_bytes: int = MAX_LINE_BYTES) -> None:
+    def __init__(
+        self, paths: Sequence[str], *, within: ByteRange | None = None, max_line_bytes: int = MAX_LINE_BYTES
+    ) -> None:
+        if within is not None and (len(paths) != 1 or STDIN in paths):
+            raise ValueError("a byte range is one of a single file")
         self._paths = paths
+        self._within = within or ByteRange()
         self._max_line_bytes = max_line_bytes
         self._stopped = False
 
-    async def batches(self) -> AsyncIterator[list[Job | Rejected]]:
-        """Batches of at most SOURCE_BATCH_JOBS jobs or SOURCE_BATCH_BYTES of lines.
+    async def batches(self) -> AsyncGenerator[list[Job | Rejected], None]:
+        """Batches: SOURCE_BATCH_JOBS jobs at most, and none after the one that makes it SOURCE_BATCH_BYTES of lines.
 
         Raises:
             InputError: a file can't be opened, read or decompressed; it names the file.
@@ -60,64 +82,154 @@ class JobSource:
                 yield batch
         finally:
             self._stopped = True
+            with suppress(ValueError):  # "already executing", in the abandoned thread, which drops it when it ends
+                items.close()
 
-    def _batches(self) -> Iterator[list[Job | Rejected]]:
-        parser = JobParser()
+    def _batches(self) -> Generator[list[Job | Rejected], None, None]:
         batch: list[Job | Rejected] = []
         size = 0
-        for path in self._paths:
-            parser.source = "<stdin>" if path == STDIN else path
-            splitter = LineSplitter(self._max_line_bytes)
-            for block in self._blocks(path):
-                for line in splitter.feed(block) if block else splitter.finish():
-                    batch.append(parser.parse(line))
-                    size += line.size_bytes
-                    if len(batch) >= SOURCE_BATCH_JOBS or size >= SOURCE_BATCH_BYTES:
-                        yield batch
-                        batch, size = [], 0
-                if batch and path == STDIN:
-                    # What a pipe has brought is run, whether or not more comes.
-                    yield batch
-                    batch, size = [], 0
+        for item, size_bytes in self._items():
+            if item is not None:
+                batch.append(item)
+                size += size_bytes
+            # What a pipe has brought is run, whether or not more comes.
+            if len(batch) >= SOURCE_BATCH_JOBS or size >= SOURCE_BATCH_BYTES or (batch and item is None):
+                yield batch
+                batch, size = [], 0
         if batch:
             yield batch
 
-    def _blocks(self, path: str) -> Iterator[bytes]:
-        """Blocks of bytes, then one that is empty."""
-        with open_input(path) as file:
-            fd = file.fileno() if path == STDIN else None
-            while True:
-                if fd is not None and not self._readable(fd):
+    def _items(self) -> Iterator[tuple[Job | Rejected | None, int]]:
+        """Each job with the length of its line; None where standard input has no more for now."""
+        start, end = self._within
+        parser = JobParser(max_line_bytes=self._max_line_bytes)
+        for path in self._paths:
+            parser.source = "<stdin>" if path == STDIN else path
+            for line in self._lines(path):
+                if line is None:
+                    yield None, 0
+                    continue
+                if end is not None and line.offset >= end:
                     return
-                with input_errors(path):
-                    block = os.read(fd, READ_BLOCK_BYTES) if fd is not None else file.read(READ_BLOCK_BYTES)
-                yield block
-                if not block:
-                    return
+                item = parser.parse(line)
+                if line.offset >= start:
+                    yield item, line.size_bytes
 
-    def _readable(self, fd: int) -> bool:
-        """Waits until the pipe has something; False when nobody wants it any more."""
-        while not self._stopped:
-            if select.select([fd], [], [], _POLL_S)[0]:
-                return True
-        return False
+    def _lines(self, path: str) -> Iterator[Line | None]:
+        splitter = LineSplitter(self._max_line_bytes)
+        for block in self._blocks(path):
+            yield from splitter.feed(block)
+            if path == STDIN:
+                yield None
+        if not self._stopped:
+            yield from splitter.finish()
+
+    def _blocks(self, path: str) -> Iterator[bytes]:
+        with open_input(path) as file:
+            if path == STDIN:
+                yield from self._pipe_blocks(file)
+            else:
+                yield from _file_blocks(path, file)
+
+    def _pipe_blocks(self, file: BinaryIO) -> Iterator[bytes]:
+        """Whatever has come, as soon as it comes."""
+        while True:
+            with input_errors(STDIN):
+                fd = file.fileno()
+                # Waits in short turns: nobody may want it any more.
+                while not self._stopped and not select.select([fd], [], [], _POLL_S)[0]:
+                    pass
+                block = b"" if self._stopped else os.read(fd, READ_BLOCK_BYTES)
+            if not block:
+                return
+            yield block
+
+
+def _file_blocks(path: str, file: BinaryIO) -> Iterator[bytes]:
+    while True:
+        with input_errors(path):
+            block = file.read(READ_BLOCK_BYTES)
+        if not block:
+            return
+        yield block
 
 
 @contextmanager
 def open_input(path: str) -> Iterator[BinaryIO]:
-    """A file as plain bytes, decompressed by its suffix; "-" is standard input, which is left open."""
+    """A file as plain bytes, decompressed by its suffix; "-" is standard input, which is left open.
+
+    Raises:
+        InputError: it can't be opened, or isn't a regular file.
+    """
     if path == STDIN:
+        if sys.stdin is None:  # as Python has it after `<&-`
+            raise InputError(f"{STDIN}: standard input is closed")
         yield sys.stdin.buffer
         return
     with input_errors(path):
-        raw = open(path, "rb")  # noqa: SIM115 - closed below, whatever wraps it
+        raw = _open_regular(path)
     with raw:
         if path.endswith(".gz"):
             yield cast(BinaryIO, gzip.GzipFile(fileobj=raw))
         elif path.endswith(".zst"):
-            yield io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True))
+            yield io.BufferedReader(_ZstdFile(raw), READ_BLOCK_BYTES)
         else:
             yield raw
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """To open a named pipe would otherwise wait for its writer, perhaps for ever."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _open_regular(path: str) -> BinaryIO:
+    raw = open(path, "rb", opener=_open_at_once)  # noqa: SIM115 - open_input closes it, whatever wraps it
+    mode = os.fstat(raw.fileno()).st_mode
+    if not stat.S_ISREG(mode):
+        raw.close()
+        # A first reading would take from it what a second one then lacks, without a word.
+        raise InputError(f"{path}: not a regular file, and a file is read more than once: pipe it in and name it -")
+    return raw
+
+
+class _ZstdFile(io.RawIOBase):
+    """Zstandard frames, one after another. zstandard's own reader takes a file that was cut short for its end."""
+
+    def __init__(self, raw: BinaryIO) -> None:
+        self._raw = raw
+        self._frame: zstandard.ZstdDecompressionObj | None = None  # None between frames
+        self._compressed = b""
+        self._plain = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        """Fills the buffer with what there is; 0 is the end.
+
+        Raises:
+            EOFError: the last frame was cut short.
+        """
+        while not self._plain:
+            if not self._step():
+                return 0
+        target = memoryview(buffer)
+        count = min(len(target), len(self._plain))
+        target[:count], self._plain = self._plain[:count], self._plain[count:]
+        return count
+
+    def _step(self) -> bool:
+        """Decompresses one piece; False at the end."""
+        self._compressed = self._compressed or self._raw.read(_ZSTD_READ_BYTES)
+        if not self._compressed:
+            if self._frame is not None:
+                raise EOFError("Compressed file ended before the end of its last frame")
+            return False
+        frame = self._frame or zstandard.ZstdDecompressor().decompressobj()
+        self._plain = memoryview(frame.decompress(self._compressed))
+        self._compressed = frame.unused_data if frame.eof else b""
+        self._frame = None if frame.eof else frame
+        return True
 
 
 def check_readable(paths: Sequence[str]) -> None:
@@ -134,10 +246,10 @@ def check_readable(paths: Sequence[str]) -> None:
 
 @contextmanager
 def input_errors(path: str) -> Iterator[None]:
-    """What reading and decompressing raise → InputError that names the file."""
+    """What opening, reading and decompressing raise → InputError that names the file."""
     try:
         yield
-    except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
+    except (OSError, EOFError, ValueError, zlib.error, zstandard.ZstdError) as error:
         raise InputError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
 
 
@@ -154,12 +266,9 @@ def scan(paths: Sequence[str], *, max_line_bytes: int = MAX_LINE_BYTES) -> Scan 
     for path in paths:
         splitter = LineSplitter(max_line_bytes)
         with open_input(path) as file:
-            while True:
-                with input_errors(path):
-                    block = file.read(READ_BLOCK_BYTES)
+            for block in _file_blocks(path, file):
                 digest.update(block)
                 size += len(block)
-                lines += len(splitter.feed(block) if block else splitter.finish())
-                if not block:
-                    break
+                lines += len(splitter.feed(block))
+        lines += len(splitter.finish())
     return Scan(digest.hexdigest(), lines, size)

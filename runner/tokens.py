@@ -1,10 +1,11 @@
 """A job → how many tokens to reserve for it.
 
-The output is what the line caps it to, times its choices; a line without a cap reserves the setting. The input is
-counted by tiktoken where it is installed and its encoding lies in its cache already (it is never fetched: a run must
-not depend on a download), else by a heuristic: a token for 4 ASCII characters, a token for 1.5 others, 4 a message and
-3 for the answer's beginning; tools and schemas by their JSON; a stated constant for each image. The heuristic errs
-upwards on plain English (by about 10 %), and real usage corrects it after each answer.
+The output is what the line caps it to, times the choices that are generated; a line without a cap reserves the setting.
+The input is counted by tiktoken where it is installed and its encoding lies whole in its cache already (it is never
+fetched: a run must not depend on a download), else by a heuristic: a token for 4 ASCII characters, a token for 1.5
+others, 4 a message and 3 for the answer's beginning; tools and schemas by their JSON; a stated constant for each image,
+recording and file, whose base64 text says little of what it costs. The heuristic errs upwards on plain English (by
+about 10 %), and real usage corrects it after each answer.
 """
 
 from __future__ import annotations
@@ -22,14 +23,36 @@ from runner.jobs import Api, Job
 
 IMAGE_TOKENS: Final = 1_105
 """A 1024 × 1024 image at high detail costs 765, the largest tiling 1,105 (the API's vision guide)."""
+AUDIO_TOKENS: Final = 600
+"""A minute of speech: the API counts a token for 100 ms."""
+FILE_TOKENS: Final = 5 * IMAGE_TOKENS
+"""Five pages: of a PDF the API reads the text and an image of each page."""
 MESSAGE_TOKENS: Final = 4
 PRIMING_TOKENS: Final = 3
 TIKTOKEN_MAX_CHARS: Final = 200_000
 """Longer texts are estimated: tiktoken takes about 0.2 s for a million characters, for an answer good to 10 %."""
+_MODELS_REMEMBERED: Final = 256
+"""Whose encoding is known; a jobs file that names a million models fills no memory."""
 
-_URLS: Final = {
-    "o200k_base": "https://openaipublic.blob.core.windows.net/encodings/o200k_base.tiktoken",
-    "cl100k_base": "https://openaipublic.blob.core.windows.net/encodings/cl100k_base.tiktoken",
+_MEDIA: Final = {"input_audio": AUDIO_TOKENS, "file": FILE_TOKENS, "input_file": FILE_TOKENS}
+
+
+class _Vocabulary(NamedTuple):
+    """The file of an encoding, as tiktoken_ext/openai_public.py names it."""
+
+    url: str
+    sha256: str
+
+
+_VOCABULARIES: Final = {
+    "o200k_base": _Vocabulary(
+        "https://openaipublic.blob.core.windows.net/encodings/o200k_base.tiktoken",
+        "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d",
+    ),
+    "cl100k_base": _Vocabulary(
+        "https://openaipublic.blob.core.windows.net/encodings/cl100k_base.tiktoken",
+        "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7",
+    ),
 }
 
 
@@ -44,7 +67,7 @@ class Estimate(NamedTuple):
 def estimate(job: Job, *, default_output_tokens: int) -> Estimate:
     """What a job may cost; `default_output_tokens` stands in for a cap that its line doesn't name."""
     pieces: list[str] = []
-    extra = _collect(job.api, job.body, pieces)
+    extra = _collect(job.body, pieces)
     encoding = _encoding_for(job.body.get("model"))
     size = sum(map(len, pieces))
     if encoding is not None and size <= TIKTOKEN_MAX_CHARS:
@@ -55,7 +78,7 @@ def estimate(job: Job, *, default_output_tokens: int) -> Estimate:
 
 def heuristic(text: str) -> int:
     """About how many tokens a text is."""
-    ascii_chars = len(text) if text.isascii() else sum(char < "\x80" for char in text)
+    ascii_chars = len(text) if text.isascii() else len(text.encode("ascii", "ignore"))
     return -(-ascii_chars // 4) + (2 * (len(text) - ascii_chars) + 2) // 3
 
 
@@ -65,11 +88,18 @@ def _output(job: Job, default: int) -> int:
     body = job.body
     caps = [body.get(key) for key in ("max_completion_tokens", "max_output_tokens", "max_tokens")]
     cap = next((cap for cap in caps if isinstance(cap, int) and not isinstance(cap, bool) and cap >= 0), default)
-    counts = [body.get(key) for key in ("n", "best_of")]
-    return cap * max([count for count in counts if isinstance(count, int) and count > 0], default=1)
+    best_of = body.get("best_of") if job.api is Api.COMPLETIONS else None
+    each = max([count for count in (body.get("n"), best_of) if isinstance(count, int)], default=1)
+    return cap * max(each, 1) * _prompts(job)
 
 
-def _collect(api: Api, body: dict[str, Any], pieces: list[str]) -> int:
+def _prompts(job: Job) -> int:
+    """A legacy completion may hold many prompts; a list of integers is one."""
+    prompts = job.body.get("prompt") if job.api is Api.COMPLETIONS else None
+    return len(prompts) if isinstance(prompts, list) and prompts and isinstance(prompts[0], str | list) else 1
+
+
+def _collect(body: dict[str, Any], pieces: list[str]) -> int:
     """Gathers the body's texts; returns the tokens that aren't text."""
     extra = PRIMING_TOKENS
     schemas = (body[key] for key in ("tools", "functions", "response_format", "text") if body.get(key))
@@ -87,14 +117,21 @@ def _collect(api: Api, body: dict[str, Any], pieces: list[str]) -> int:
             stack.extend(item for item in value if not isinstance(item, int))
         elif isinstance(value, dict):
             extra += MESSAGE_TOKENS if "role" in value else 0
-            if "image" in str(value.get("type", "")):
-                extra += IMAGE_TOKENS  # and not its base64 text
-                continue
-            stack.extend(inner for key, inner in value.items() if key not in ("role", "type", "id"))
+            media = _media(value.get("type"))
+            extra += media
+            if not media:
+                stack.extend(inner for key, inner in value.items() if key not in ("role", "type", "id"))
     return extra
 
 
-@functools.cache
+def _media(kind: Any) -> int:
+    """What a part of this type costs if it isn't text."""
+    if not isinstance(kind, str):
+        return 0
+    return IMAGE_TOKENS if "image" in kind or kind == "computer_screenshot" else _MEDIA.get(kind, 0)
+
+
+@functools.lru_cache(_MODELS_REMEMBERED)
 def _encoding_for(model: Any) -> Any | None:
     """The encoding of tiktoken for a model, if it can be had without a network."""
     if not isinstance(model, str):
@@ -110,9 +147,21 @@ def _encoding_for(model: Any) -> Any | None:
     return tiktoken.get_encoding(name) if _is_cached(name) else None
 
 
+@functools.cache
 def _is_cached(name: str) -> bool:
-    """Whether the encoding's file lies where tiktoken would look for it (tiktoken/load.py)."""
-    url = _URLS.get(name)
-    folder = os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR")
-    path = Path(folder or Path(tempfile.gettempdir()) / "data-gym-cache")
-    return url is not None and (path / hashlib.sha1(url.encode(), usedforsecurity=False).hexdigest()).is_file()
+    """Whether the encoding's file lies whole where tiktoken looks for it (tiktoken/load.py fetches a damaged one)."""
+    path = _cache_path(name)
+    try:
+        found = path and hashlib.sha256(path.read_bytes()).hexdigest()
+        return found is not None and found == _VOCABULARIES[name].sha256
+    except OSError:
+        return False
+
+
+def _cache_path(name: str) -> Path | None:
+    """Where tiktoken keeps an encoding's file; None where an empty variable tells it to keep none."""
+    variables = [os.environ[key] for key in ("TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR") if key in os.environ]
+    folder = variables[0] if variables else os.path.join(tempfile.gettempdir(), "data-gym-cache")
+    if not folder or name not in _VOCABULARIES:
+        return None
+    return Path(folder) / hashlib.sha1(_VOCABULARIES[name].url.encode(), usedforsecurity=False).hexdigest()

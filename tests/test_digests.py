@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+from array import array
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runner.digests import DigestMap, digest64
+
+KEYS = st.integers(0, 70) | st.integers(0, (1 << 64) - 1)
+STEPS = st.lists(st.tuples(st.sampled_from(["set", "increment", "get"]), KEYS, KEYS), max_size=200)
+
+
+@given(steps=STEPS, expected=st.integers(0, 100))
+def test_it_is_a_dict_of_64_bit_integers(steps, expected):
+    found, model = DigestMap(expected), {}
+    for step, key, value in steps:
+        if step == "set":
+            found.set(key, value)
+            model[key] = value
+        elif step == "increment" and model.get(key, 0) < (1 << 64) - 1:
+            assert found.increment(key) == model.get(key, 0)
+            model[key] = model.get(key, 0) + 1
+        assert found.get(key) == model.get(key)
+        assert (key in found) == (key in model)
+        assert len(found) == len(model)
+    assert {key: found.get(key) for key in model} == model
+
+
+def test_it_grows_and_forgets_nothing():
+    entries = {digest64(b"key %d" % i): digest64(b"value %d" % i) for i in range(5_000)}
+    found = DigestMap()
+    for key, value in entries.items():
+        found.set(key, value)
+    assert len(found) == len(entries)
+    assert all(found.get(key) == value for key, value in entries.items())
+    assert not any(digest64(b"other %d" % i) in found for i in range(1_000))
+
+
+def test_keys_that_want_one_slot_all_find_their_own():
+    found = DigestMap()
+    keys = [63 + (i << 32) for i in range(200)]  # the last slot: probing goes round the end
+    for i, key in enumerate(keys):
+        found.set(key, i)
+    assert [found.get(key) for key in keys] == list(range(200))
+
+
+def test_the_key_that_marks_an_empty_slot_is_a_key_like_any_other():
+    found = DigestMap()
+    assert found.get(0) is None
+    assert 0 not in found
+    found.set(0, 0)
+    assert (found.get(0), 0 in found, len(found)) == (0, True, 1)
+    assert found.increment(0) == 0
+    assert (found.get(0), len(found)) == (1, 1)
+
+
+def test_a_value_of_zero_is_not_absence():
+    found = DigestMap()
+    found.set(5, 0)
+    assert (found.get(5), 5 in found, len(found)) == (0, True, 1)
+
+
+@pytest.mark.parametrize("expected", [0, 1, 38, 39, 1_000])
+def test_what_was_expected_fits_without_growing(expected):
+    found = DigestMap(expected)
+    table = found._keys
+    for i in range(expected):
+        found.set(digest64(b"%d" % i), i)
+    assert found._keys is table
+
+
+def test_it_takes_at_most_two_tables_of_16_bytes_for_each_60_percent():
+    found = DigestMap()
+    for i in range(10_000):
+        found.set(digest64(b"%d" % i), 1)
+    assert isinstance(found._keys, array)
+    taken = found._keys.itemsize * len(found._keys) + found._values.itemsize * len(found._values)
+    assert taken <= 2 * 16 * 10_000 / 0.6
+
+
+def test_the_digest_is_64_bits_and_the_same_on_every_machine():
+    assert digest64(b"") == 0xE4A6A0577479B2B4
+    assert digest64(b"a") != digest64(b"b")
+    assert all(0 <= digest64(b"%d" % i) < 1 << 64 for i in range(100))
