@@ -90,12 +90,18 @@ def profile_of(options: argparse.Namespace) -> Profile:
 
 def _tokens(text: str) -> int | tuple[int, int]:
     low, dash, high = text.partition("-")
-    return (int(low), int(high)) if dash else int(low)
+    try:
+        return (int(low), int(high)) if dash else int(low)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor LOW-HIGH") from error
 
 
 def _rate(text: str) -> tuple[str, float]:
     name, _, share = text.rpartition("=")
-    return name, float(share)
+    try:
+        return name, float(share)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=SHARE, as in http_500=0.1") from error
 
 
 def _announcer(profile: Profile, host: str) -> Callable[[int], None]:

@@ -34,7 +34,7 @@ class Refusal(NamedTuple):
 
 @dataclass(slots=True)
 class Bucket:
-    """One limit; `per_minute` None is no limit."""
+    """One limit."""
 
     per_minute: float
     burst_s: float
@@ -70,12 +70,21 @@ class Allowance:
 
     def __init__(self, rpm: float | None, tpm: float | None, burst_s: float, clock: Callable[[], float]) -> None:
         self._clock = clock
+        self._burst_s = burst_s
         self._buckets: dict[str, Bucket] = {}
-        for kind, limit in ((REQUESTS, rpm), (TOKENS, tpm)):
-            if limit is not None:
-                bucket = Bucket(limit, burst_s, floor=1.0)
-                bucket.level, bucket.at_s = bucket.capacity, clock()
-                self._buckets[kind] = bucket
+        self.limit(rpm, tpm)
+
+    def limit(self, rpm: float | None, tpm: float | None) -> None:
+        """Sets the limits, None for none. A new bucket is full; one that there was keeps its level, debt and all."""
+        before, self._buckets, now_s = self._buckets, {}, self._clock()
+        for kind, per_minute in ((REQUESTS, rpm), (TOKENS, tpm)):
+            if per_minute is None:
+                continue
+            bucket = self._buckets[kind] = Bucket(per_minute, self._burst_s, floor=1.0, level=math.inf, at_s=now_s)
+            if kind in before:
+                before[kind].refill(now_s)
+                bucket.level = before[kind].level
+            bucket.refill(now_s)
 
     def take(self, tokens: int) -> Refusal | None:
         """Takes one request and its tokens, or nothing and says why."""

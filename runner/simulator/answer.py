@@ -15,8 +15,11 @@ from typing import Final, NamedTuple, overload
 
 import orjson
 
+from runner.limits import SIMULATOR_TOKENS
 from runner.simulator import schema, text
 from runner.simulator.asked import Asked, Tool
+from runner.simulator.profile import token_range
+from runner.simulator.refusals import bad_request
 from runner.simulator.rehearsal import digest
 
 TEXT: Final = "text"
@@ -80,9 +83,9 @@ class Choice(NamedTuple):
         """All that it says of a kind."""
         return "".join(segment.text for segment in self.of(kind))
 
-    def text_tokens(self) -> list[str]:
-        """Its visible text, token by token."""
-        return [token for segment in self.of(TEXT) for token in segment.tokens]
+    def text_tokens(self) -> Iterator[str]:
+        """Its visible text, token by token: never as a list, for it may be endless."""
+        return chain.from_iterable(segment.tokens for segment in self.of(TEXT))
 
     @property
     def tokens(self) -> int:
@@ -133,9 +136,16 @@ class Answer:
 def compose(
     asked: Asked, key: str, seed: int, output_tokens: int | tuple[int, int], tokens: int | None = None
 ) -> Answer:
-    """The answer to a request; `tokens` sets the length that it would have without a maximum."""
+    """The answer to a request; `tokens` sets the length that it would have without a maximum.
+
+    Raises:
+        ApiError: 400: all choices together are longer than the simulator composes.
+    """
+    width = asked.n * max(1, len(asked.prompts))
+    if width * (tokens or token_range(output_tokens)[1]) > SIMULATOR_TOKENS:
+        raise bad_request(f"Too long: at most {SIMULATOR_TOKENS} tokens over all choices.", "n", "invalid_value")
     choices = []
-    for index in range(asked.n * max(1, len(asked.prompts))):
+    for index in range(width):
         salt = digest(key, seed, index)
         length = tokens or text.natural_length(salt, output_tokens, asked.empty_at(index // asked.n))
         choices.append(_choice(asked, seed, salt, length))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import Any
 
 import orjson
 from aiohttp import web
@@ -17,16 +17,15 @@ from aiohttp import web
 from runner.limits import SIMULATOR_BODY_BYTES
 from runner.simulator import asked, faults
 from runner.simulator.allowance import Allowance, rate_limited
-from runner.simulator.exchange import JSON, Exchange, HungUp
+from runner.simulator.console import CREATED, Console, refusal
+from runner.simulator.exchange import Exchange, HungUp
 from runner.simulator.ledger import Entry, Ledger
 from runner.simulator.plan import Plan, charge, plan
 from runner.simulator.profile import Profile
-from runner.simulator.refusals import ApiError, bad_request, invalid_json, not_found, overloaded, wrong_key
+from runner.simulator.refusals import ApiError, bad_request, invalid_json, overloaded, wrong_key
 from runner.simulator.rehearsal import prompt_key
 from runner.simulator.scenarios.refused import storm
 
-_CREATED: Final = 1_750_000_000
-LEDGER: Final = web.AppKey("ledger", Ledger)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -38,15 +37,11 @@ def make_app(profile: Profile, ledger: Ledger | None = None) -> web.Application:
     """
     service = _Service(faults.check(profile), ledger or Ledger())
     app = web.Application(client_max_size=SIMULATOR_BODY_BYTES)
-    app[LEDGER] = service.ledger
     for api in (asked.CHAT, asked.RESPONSES, asked.COMPLETIONS, asked.EMBEDDINGS):
         app.router.add_post("/v1" + api, service.endpoint(api))
     app.router.add_get("/v1/models", service.models)
     app.router.add_get("/v1/models/{id:.+}", service.model)
-    app.router.add_get("/health", service.health)
-    app.router.add_get("/stats", service.stats)
-    app.router.add_route("*", "/redirected", service.redirected)
-    app.router.add_route("*", "/{path:.*}", service.nothing)
+    app.add_routes(Console(service.profile, service.ledger, service.allowance).routes())
     app.on_shutdown.append(service.shut_down)
     return app
 
@@ -57,7 +52,7 @@ class _Service:
     def __init__(self, profile: Profile, ledger: Ledger) -> None:
         self.profile = profile
         self.ledger = ledger
-        self._allowance = Allowance(profile.rpm, profile.tpm, profile.burst_s, time.monotonic)
+        self.allowance = Allowance(profile.rpm, profile.tpm, profile.burst_s, ledger.clock)
         self._active = 0
         self._first_s: float | None = None
         self._closing = False
@@ -106,12 +101,12 @@ class _Service:
     async def _admit(
         self, request: web.Request, understood: Plan, entry: Entry, started_s: float
     ) -> web.StreamResponse:
-        stormy_s = self._storm_left_s(started_s)
+        stormy_s = self._storm_left_s(entry.t)
         if stormy_s <= 0:
-            refusal = self._allowance.take(charge(understood, self.profile))
+            refusal = self.allowance.take(charge(understood, self.profile))
             if refusal is not None:
                 error = rate_limited(refusal, understood.answer.asked.model)
-                error.headers |= self._allowance.headers(refusal.kind)
+                error.headers |= self.allowance.headers(refusal.kind)
                 raise error
         ex = Exchange(request, understood, self.profile, entry, self._headers(entry), started_s)
         if stormy_s > 0:
@@ -138,12 +133,11 @@ class _Service:
             "server": "runner-simulator (synthetic)",
             "x-request-id": f"req_{self._run}{entry.n:020x}",
             "openai-version": "2020-10-01",
-            **self._allowance.headers(),
+            **self.allowance.headers(),
         }
 
     def _refused(self, error: ApiError, entry: Entry) -> web.Response:
-        headers = {**self._headers(entry), "openai-processing-ms": "0", **error.headers}
-        return web.json_response({"error": error.error}, status=error.status, headers=headers)
+        return refusal(error, {**self._headers(entry), "openai-processing-ms": "0", **error.headers})
 
     def _check_credentials(self, request: web.Request) -> None:
         expected = self.profile.api_key
@@ -173,32 +167,6 @@ class _Service:
         finally:
             self.ledger.leave(entry)
 
-    async def health(self, request: web.Request) -> web.Response:
-        """GET /health."""
-        return web.json_response({"status": "ok", "synthetic": True, "seed": self.profile.seed})
-
-    async def stats(self, request: web.Request) -> web.Response:
-        """GET /stats: everything, or `?log=N` for the last N entries only."""
-        last = request.query.get("log", "")
-        payload = orjson.dumps(self.ledger.stats(int(last) if last.isdecimal() else None))
-        return web.Response(body=payload, content_type=JSON)
-
-    async def redirected(self, request: web.Request) -> web.Response:
-        """Where the redirects lead: a whole answer, so that following one shows."""
-        entry = self.ledger.arrive("/redirected", None)
-        entry.status = 200
-        self.ledger.leave(entry)
-        message = {"role": "assistant", "content": "This is what a redirect led to."}
-        choice = {"index": 0, "message": message, "finish_reason": "stop"}
-        return web.json_response(
-            {"id": "chatcmpl-redirected", "object": "chat.completion", "created": _CREATED, "choices": [choice]}
-        )
-
-    async def nothing(self, request: web.Request) -> web.Response:
-        """Every other URL."""
-        error = not_found(request.method, request.path)
-        return web.json_response({"error": error.error}, status=error.status)
-
     async def shut_down(self, _: web.Application) -> None:
         """From now on a request that is cancelled was not the client's doing."""
         self._closing = True
@@ -218,4 +186,4 @@ async def _read(request: web.Request) -> tuple[ApiError | dict[str, Any], str | 
 
 
 def _model(name: str) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": _CREATED, "owned_by": "synthetic"}
+    return {"id": name, "object": "model", "created": CREATED, "owned_by": "synthetic"}

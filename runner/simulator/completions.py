@@ -5,7 +5,7 @@ With `echo` the prompt comes first, as a chunk of its own; logprobs cover what i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import zip_longest
 from typing import Any
 
@@ -49,7 +49,7 @@ def _envelope(answer: Answer) -> dict[str, Any]:
     }
 
 
-def _logprobs(answer: Answer, tokens: list[str], offset: int) -> dict[str, Any] | None:
+def _logprobs(answer: Answer, tokens: Iterable[str], offset: int) -> dict[str, Any] | None:
     top = answer.asked.logprobs
     return None if top is None else logprobs.legacy(tokens, top, offset)
 

@@ -8,10 +8,10 @@ session of its own: Ctrl-C at the terminal is the parent's to answer, which may 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -44,14 +44,23 @@ class Simulator:
 
     async def stats(self, last: int | None = None) -> dict[str, Any]:
         """What GET /stats says, with the `last` entries of the log (all by default)."""
-        query = "" if last is None else f"?log={last}"
-        url = f"{self.base_url.removesuffix('/v1')}/stats{query}"
-        async with aiohttp.ClientSession() as session, session.get(url) as response:
+        return await self._ask("GET", "/stats" if last is None else f"/stats?log={last}")
+
+    async def limit(self, rpm: float | None, tpm: float | None) -> None:
+        """Sets other limits, from now on; None is none."""
+        await self._ask("POST", "/limits", json={"rpm": rpm, "tpm": tpm})
+
+    async def _ask(self, method: str, path: str, **more: Any) -> dict[str, Any]:
+        url = self.base_url.removesuffix("/v1") + path
+        async with (
+            aiohttp.ClientSession(raise_for_status=True) as session,
+            session.request(method, url, **more) as response,
+        ):
             answer: dict[str, Any] = orjson.loads(await response.read())
             return answer
 
 
-@asynccontextmanager
+@contextlib.asynccontextmanager
 async def simulator_process(profile: Profile | str, *, log: Path | None = None) -> AsyncIterator[Simulator]:
     """Starts a simulator on a free port of 127.0.0.1, and ends it when the block is left.
 
@@ -79,12 +88,13 @@ async def _ready(process: Process, profile: Profile) -> Simulator:
     line = b""
     try:
         async with asyncio.timeout(_START_S):
-            process.stdin.write(profile.to_json() + b"\n")
-            await process.stdin.drain()
+            with contextlib.suppress(OSError):  # it may be dead already: then what it said tells why
+                process.stdin.write(profile.to_json() + b"\n")
+                await process.stdin.drain()
             line = await process.stdout.readline()
         said = orjson.loads(line)
         return Simulator(said["base_url"], said["port"], process.pid)
-    except (TimeoutError, OSError, ValueError) as error:
+    except (TimeoutError, ValueError) as error:
         raise SimulatorError(f"the simulator did not start (it said {line[:200]!r})") from error
 
 

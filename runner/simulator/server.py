@@ -39,8 +39,9 @@ async def running_app(
     try:
         try:
             await web.TCPSite(server, host, port, backlog=_BACKLOG).start()
-        except OSError as error:
-            raise UsageError(f"simulator: can't listen on {host}:{port}: {error.strerror or error}") from error
+        except (OSError, OverflowError) as error:  # OverflowError: no port has such a number
+            reason = getattr(error, "strerror", None) or error
+            raise UsageError(f"simulator: can't listen on {host}:{port}: {reason}") from error
         yield base_url(host, server.addresses[0][1])
     finally:
         await server.cleanup()

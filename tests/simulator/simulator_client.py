@@ -13,6 +13,8 @@ from openai import AsyncOpenAI
 from runner.simulator import Ledger, Profile, running_app
 
 FAST = Profile(ttft_s=0.0, tokens_per_s=float("inf"), jitter=0.0)
+GUARD_S = 60
+"""An answer that never ends is to fail its test, not to hang the suite."""
 TOOLS: list[dict[str, Any]] = [
     {
         "type": "function",
@@ -53,6 +55,16 @@ class Raw(NamedTuple):
         return [line[6:] for line in self.body.split(b"\n") if line.startswith(b"data: ")]
 
 
+class Clock:
+    """A clock that stands until it is moved."""
+
+    def __init__(self):
+        self.now_s = 1_000.0
+
+    def __call__(self):
+        return self.now_s
+
+
 def chat(text="hello", **more):
     return {"model": "m", "messages": [{"role": "user", "content": text}], **more}
 
@@ -65,7 +77,8 @@ async def post(base_url, path, body, headers=()):
     reader, writer = await asyncio.open_connection(url.hostname, url.port, limit=2**26)
     try:
         writer.write("\r\n".join([*lines, "", ""]).encode() + data)
-        return await _read(reader)
+        async with asyncio.timeout(GUARD_S):
+            return await _read(reader)
     finally:
         writer.close()
 

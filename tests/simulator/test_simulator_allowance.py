@@ -9,14 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runner.simulator.allowance import Allowance, Refusal, come_back, duration, rate_limited
-
-
-class Clock:
-    def __init__(self):
-        self.now_s = 1_000.0
-
-    def __call__(self):
-        return self.now_s
+from tests.simulator.simulator_client import Clock
 
 
 def allowance(rpm=None, tpm=None, burst_s=1.0):
@@ -27,7 +20,9 @@ def allowance(rpm=None, tpm=None, burst_s=1.0):
 def test_one_seconds_worth_goes_at_once_and_then_the_rate_holds():
     gate, clock = allowance(rpm=600)
     assert [gate.take(1) for _ in range(10)] == [None] * 10
-    assert gate.take(1) == Refusal("requests", pytest.approx(0.1), 600, 1)
+    refused = gate.take(1)
+    assert refused == Refusal("requests", refused.retry_after_s, 600, 1)
+    assert refused.retry_after_s == pytest.approx(0.1)
     clock.now_s += 0.1
     assert gate.take(1) is None
     assert gate.take(1) is not None
@@ -136,3 +131,22 @@ def test_without_limits_there_are_no_limit_headers_and_no_refusal():
 )
 def test_durations_are_written_as_go_writes_them(seconds, text):
     assert duration(seconds) == text
+
+
+def test_limits_that_change_take_effect_at_once_and_forgive_no_debt():
+    gate, clock = allowance(rpm=600, tpm=60_000)
+    assert gate.take(3_000) is None
+    gate.limit(60, 60_000)
+    assert gate.headers()["x-ratelimit-limit-requests"] == "60"
+    assert gate.take(1).retry_after_s == pytest.approx(2.001)
+    gate.limit(60, None)
+    # what the bucket held above its new size is gone: one request at once, not nine
+    assert gate.take(1) is None
+    assert gate.take(1).retry_after_s == pytest.approx(1)
+    gate.limit(600, None)
+    assert gate.take(1).retry_after_s == pytest.approx(0.1)
+    clock.now_s += 0.1
+    assert gate.take(1) is None
+    gate.limit(None, None)
+    assert [gate.take(10**9) for _ in range(100)] == [None] * 100
+    assert gate.headers() == {}

@@ -48,6 +48,7 @@ CHAT_BODIES = {
     "json": chat("json", response_format={"type": "json_object"}),
     "reasoning": chat("think", reasoning_effort="high"),
     "reasoning cut": chat("think", reasoning_effort="high", max_completion_tokens=3),
+    "reasoning is not stopped": chat("think", reasoning_effort="high", max_completion_tokens=30, stop=[" "]),
     "refusal": chat("no", simulate={"refuse": True}),
     "tier": chat("cheap", service_tier="flex"),
 }
@@ -158,6 +159,10 @@ async def test_choices_are_interleaved():
         (CHAT_BODIES["reasoning"], lambda c, u: c.message.reasoning_content and c.message.content),
         (CHAT_BODIES["reasoning"], lambda c, u: u.completion_tokens_details.reasoning_tokens == 32),
         (CHAT_BODIES["reasoning cut"], lambda c, u: c.finish_reason == "length" and c.message.content == ""),
+        (
+            CHAT_BODIES["reasoning is not stopped"],
+            lambda c, u: c.finish_reason == "length" and u.completion_tokens == 30,
+        ),
         (CHAT_BODIES["refusal"], lambda c, u: c.message.refusal and c.message.content is None),
     ],
 )
@@ -272,12 +277,15 @@ async def test_completions_stream_and_whole_say_the_same():
     async with sdk() as (client, _):
         whole = await client.completions.create(**body)
         texts, finishes, last = [""] * 6, [None] * 6, None
+        offsets: list[list[int]] = [[] for _ in range(6)]
         async for chunk in await client.completions.create(**body, stream=True, stream_options={"include_usage": True}):
             last = chunk.usage
             for choice in chunk.choices:
                 texts[choice.index] += choice.text
+                offsets[choice.index] += choice.logprobs.text_offset if choice.logprobs else []
                 finishes[choice.index] = choice.finish_reason or finishes[choice.index]
     assert texts == [choice.text for choice in whole.choices]
+    assert offsets == [choice.logprobs.text_offset for choice in whole.choices]
     assert [text[:3] for text in texts[:4]] == ["One", "One", "Two", "Two"]
     assert finishes == ["stop"] * 6
     assert last == whole.usage
@@ -349,6 +357,7 @@ async def test_a_wrong_key_is_refused_and_masked():
     ("/chat/completions", chat(simulate={"tokens": 10**9}), "simulate.tokens", "invalid_value"),
     ("/chat/completions", chat(simulate={"fualt": "x"}), "simulate.fualt", "invalid_value"),
     ("/chat/completions", chat(simulate=[1]), "simulate", "invalid_type"),
+    ("/chat/completions", chat(n=2, simulate={"tokens": 10**6}), "n", "invalid_value"),
     ("/responses", {"model": "m"}, "input", "missing_required_parameter"),
     ("/responses", {"model": "m", "input": "x", "background": True}, "background", "unsupported_parameter"),
     ("/completions", {"model": "m", "prompt": [["a"]]}, "prompt", "invalid_type"),

@@ -124,4 +124,5 @@ def events(kinds):
 def test_a_cut_stops_before_the_next_content_and_never_sends_a_finish(after, sent, victim):
     cut = Cut(events("OPEN CONTENT OPEN CONTENT FINISH DONE"), after)
     assert " ".join(event.kind.name for event in cut) == sent
+    assert cut.victim is not None
     assert cut.victim.kind.name == victim
