@@ -4,9 +4,10 @@ Rules, each paid for by an incident:
 - O_APPEND and one os.write a group: a buffered file lost 194 acknowledged records in 29 kills.
 - A short write returns less than was asked and raises nothing (a full disk wrote 186 of 1,520 bytes): what arrived is
   cut off again, or the next record would be glued to the fragment.
-- After a failed fsync the kernel may have dropped the pages and report success the next time: never sync again.
+- After a failed fsync the kernel may have dropped the pages and report success the next time: never sync again, and
+  cut off what was to be synced, for it may read back and yet be gone from the disk.
 - flock, not lockf: a POSIX lock is lost when any descriptor of the file closes. The lock file is never unlinked.
-- A created or renamed name is durable when its directory is synced.
+- A created or renamed name is durable when its directory is synced, and a directory's when the one above it is.
 """
 
 from __future__ import annotations
@@ -15,24 +16,26 @@ import errno
 import fcntl
 import os
 import socket
+import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import takewhile
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from runner.errors import LockedError, OutputError, UsageError
 
-_LOCK_TRIES = 5
-_LOCK_PAUSE_S = 0.01
-_PRIVATE = 0o600  # prompts and answers are nobody else's
+_LOCK_TRIES: Final = 5
+_LOCK_PAUSE_S: Final = 0.01
+_PRIVATE: Final = 0o600  # prompts and answers are nobody else's
 
 
 class FileSystem(Protocol):
     """What the output needs of an operating system. Descriptors are ints, offsets and sizes are bytes."""
 
     def open_append(self, path: Path) -> int:
-        """Opens for reading and appending, creating it; refuses symbolic links."""
+        """Opens for reading and appending, creating it; refuses what isn't a regular file (UsageError)."""
 
     def write(self, fd: int, data: bytes) -> int:
         """Appends; may write less than all."""
@@ -73,13 +76,7 @@ class OsFiles:
 
     def open_append(self, path: Path) -> int:
         """See `FileSystem`."""
-        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        try:
-            return os.open(path, flags, _PRIVATE)
-        except OSError as error:
-            if error.errno == errno.ELOOP:
-                raise UsageError(f"{path} is a symbolic link: output is written only to files of the folder") from None
-            raise
+        return _open_own(path)
 
     def write(self, fd: int, data: bytes) -> int:
         """See `FileSystem`."""
@@ -122,6 +119,9 @@ class OsFiles:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(fd)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # how a file system says that its directories know no fsync
+                raise
         finally:
             os.close(fd)
 
@@ -130,11 +130,32 @@ class OsFiles:
         return os.path.lexists(path)
 
 
+def _open_own(path: Path) -> int:
+    """A file of the folder, and nothing that stands in its place: a link leads elsewhere, a pipe keeps nothing."""
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        fd = os.open(path, flags, _PRIVATE)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise UsageError(f"{path} is a symbolic link: output is written only to files of the folder") from None
+        if error.errno in (errno.EISDIR, errno.ENXIO):
+            raise _not_a_file(path) from None
+        raise
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise _not_a_file(path)
+    return fd
+
+
+def _not_a_file(path: Path) -> UsageError:
+    return UsageError(f"{path} is not a regular file: output is written only to files of the folder")
+
+
 class AppendFile:
     """A file that only grows by whole writes.
 
-    Raises OutputError for every failure; after a failed fsync, or a failed write that could not be cut back, it is
-    broken and every further use raises.
+    Raises OutputError for every failure. After a failed write or fsync it holds what it held before, or where even that
+    fails a fragment that recovery moves aside; it is broken, and every further use raises the same error.
     """
 
     def __init__(self, fs: FileSystem, path: Path) -> None:
@@ -143,7 +164,7 @@ class AppendFile:
         self._broken: str | None = None
         with output_errors(path):
             self._fd = fs.open_append(path)
-            self._good = fs.size(self._fd)
+            self._good = self._durable = fs.size(self._fd)
 
     def append(self, data: bytes) -> None:
         """Writes all of `data`, or nothing of it."""
@@ -157,29 +178,35 @@ class AppendFile:
                 view = view[written:]
         except OSError as error:
             self._broken = f"{self.path}: {error.strerror or error}"
-            self._cut_back()
+            self._cut_back(self._good)
             raise OutputError(self._broken) from error
         self._good += len(data)
 
-    def _cut_back(self) -> None:
+    def _cut_back(self, size: int) -> None:
         try:
-            self._fs.truncate(self._fd, self._good)
+            self._fs.truncate(self._fd, size)
         except OSError as error:
             # The fragment stays; recovery moves it aside before anything is written behind it.
             self._broken = f"{self._broken} (and it could not be cut back: {error.strerror})"
 
-    def last_byte(self) -> bytes:
-        """The file's last byte; b"" of an empty file."""
-        return self._fs.read(self._fd, 1, self._good - 1) if self._good else b""
+    def end_line(self) -> None:
+        """Ends the fragment of a line that a crash left, so that nothing is glued to it."""
+        with output_errors(self.path):
+            last = self._fs.read(self._fd, 1, self._good - 1) if self._good else b"\n"
+        if last != b"\n":
+            self.append(b"\n")
 
-    def sync(self) -> None:
-        """Makes it durable."""
+    def sync(self, *, cut: bool = True) -> None:
+        """Makes what was written durable; what can't be made so is cut off again, unless `cut` is false."""
         self._refuse_if_broken()
         try:
             self._fs.fsync(self._fd)
         except OSError as error:
             self._broken = f"{self.path}: fsync: {error.strerror or error}"
+            if cut:
+                self._cut_back(self._durable)
             raise OutputError(self._broken) from error
+        self._durable = self._good
 
     def _refuse_if_broken(self) -> None:
         if self._broken is not None:
@@ -187,7 +214,8 @@ class AppendFile:
 
     def close(self) -> None:
         """Closes it; what was written stays as durable as it is."""
-        self._fs.close(self._fd)
+        with output_errors(self.path):
+            self._fs.close(self._fd)
 
 
 @contextmanager
@@ -214,27 +242,60 @@ def atomic_write(fs: FileSystem, path: Path, data: bytes) -> None:
         fs.fsync_dir(path.parent)
 
 
+def read_file(fs: FileSystem, path: Path) -> bytes | None:
+    """The whole of a small file; None if there is none."""
+    if not fs.exists(path):
+        return None
+    with output_errors(path):
+        fd = fs.open_append(path)
+        try:
+            return fs.read(fd, fs.size(fd), 0)
+        finally:
+            fs.close(fd)
+
+
+def make_folder(fs: FileSystem, folder: Path) -> None:
+    """Makes a directory and those above it, each durable before anything stands in it.
+
+    The one that is there already may have been made by a run that was killed before its sync: it is synced too.
+    """
+    missing = list(takewhile(lambda path: not fs.exists(path), (folder, *folder.parents)))
+    there = missing[-1].parent if missing else folder
+    with output_errors(folder):
+        with suppress(PermissionError):  # a directory above that may be passed but not read is not this user's to make
+            fs.fsync_dir(there.parent)
+        for path in reversed(missing):
+            with suppress(FileExistsError):  # two runs begin at once; the lock decides between them
+                fs.make_dir(path)
+            fs.fsync_dir(path.parent)
+
+
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Holds the folder's lock; it goes with the process, however that ends.
+    """Makes the folder and holds its lock; the lock goes with the process, however that ends.
 
     Raises:
         LockedError: another run holds it.
         OutputError: the folder can't be made or written.
+        UsageError: its lock file isn't a file.
     """
-    path = folder / ".lock"
+    make_folder(OsFiles(), folder)
     with output_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, _PRIVATE)
+        fd = _open_own(folder / ".lock")
     try:
-        if not _try_lock(fd):
-            holder = os.pread(fd, 200, 0).decode("utf-8", "replace").strip()
-            raise LockedError(f"{folder} is in use by another run ({holder or 'unknown'})")
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        with output_errors(folder / ".lock"):
+            _take(fd, folder)
         yield
     finally:
         os.close(fd)
+
+
+def _take(fd: int, folder: Path) -> None:
+    if not _try_lock(fd):
+        holder = os.pread(fd, 200, 0).decode("utf-8", "replace").strip()
+        raise LockedError(f"{folder} is in use by another run ({holder or 'unknown'})")
+    os.ftruncate(fd, 0)
+    os.write(fd, f"pid {os.getpid()} on {socket.gethostname()}\n".encode())
 
 
 def _try_lock(fd: int) -> bool:

@@ -17,7 +17,7 @@ import orjson
 
 from runner import manifest, preflight
 from runner.digests import DigestMap, digest64
-from runner.files import FileSystem, OsFiles, atomic_write, lock_folder
+from runner.files import FileSystem, OsFiles, atomic_write, lock_folder, read_file
 from runner.plan import Plan
 from runner.recovery import (
     DELTAS,
@@ -108,8 +108,10 @@ async def open_folder(fs: FileSystem, plan: Plan) -> Folder:
         OutputError: the folder can't be written.
     """
     scanned = await anyio.to_thread.run_sync(scan, plan.paths)
-    earlier = _read_manifest(plan.out / MANIFEST)
-    folder = Folder(fs, plan.out, scanned, Recovered(DigestMap(), 0, 0, 0), earlier, (plan.out / DELTAS).exists())
+    if plan.settings.strict:
+        await preflight.refuse_bad_lines(plan.paths)
+    earlier = _read_manifest(fs, plan.out / MANIFEST)
+    folder = Folder(fs, plan.out, scanned, Recovered(DigestMap(), 0, 0, 0), earlier, fs.exists(plan.out / DELTAS))
     described = folder.described(plan)
     if earlier is not None:
         manifest.check_same_input(earlier, described, plan.out)
@@ -118,14 +120,12 @@ async def open_folder(fs: FileSystem, plan: Plan) -> Folder:
         await _set_aside(folder, failed)
     if earlier is not None and len(folder.done) and not manifest.unchanged(earlier, described):
         await _check_changes(folder, plan)
-    if plan.settings.strict:
-        await preflight.refuse_bad_lines(plan.paths)
     return folder
 
 
 async def _check_changes(folder: Folder, plan: Plan) -> None:
     if STDIN in plan.paths:
-        return  # it can't be read ahead; the reader checks each job as it comes
+        return  # it can't be read ahead: the pipeline looks at each job as it comes
     changed = await preflight.changed_jobs(plan.paths, folder.done)
     if not changed:
         return
@@ -139,8 +139,6 @@ async def _set_aside(folder: Folder, chosen: Callable[[Entry], bool]) -> None:
     folder.recovered = await anyio.to_thread.run_sync(recover, folder.fs, folder.path)
 
 
-def _read_manifest(path: Path) -> dict[str, Any] | None:
-    try:
-        return manifest.load(path.read_bytes(), path)
-    except FileNotFoundError:
-        return None
+def _read_manifest(fs: FileSystem, path: Path) -> dict[str, Any] | None:
+    data = read_file(fs, path)
+    return None if data is None else manifest.load(data, path)

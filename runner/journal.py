@@ -5,13 +5,16 @@ deltas first, then the records in one write, then one fsync; then those who wait
 never blocks on the disk, a record is acknowledged when it is durable, and a slow disk makes larger groups instead of
 longer queues. Deltas are evidence: they are never synced, and reach the file within DELTA_FLUSH_S.
 
-It is stopped by closing it, never by cancelling: what it was given is written.
+It is stopped by closing it, never by cancelling: what it was given is written. After a failure it writes nothing more,
+and whoever waits or comes later gets the same error. The names of both files are durable before: recovery made them so.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
+from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
@@ -22,6 +25,7 @@ from anyio.abc import TaskStatus
 from runner.errors import OutputError
 from runner.files import AppendFile, FileSystem
 from runner.limits import DELTA_FLUSH_S, MAX_PENDING_OUTPUT_BYTES, MAX_RECORD_GROUP
+from runner.recovery import DELTAS, RESULTS
 
 _FLUSH_BYTES: Final = 256 * 1024
 """Deltas are written before their time when so many have gathered."""
@@ -47,15 +51,16 @@ class Journal:
         durability: Literal["batch", "each", "none"] = "batch",
         deltas: bool = True,
     ) -> None:
-        self._results = AppendFile(fs, folder / "results.jsonl")
-        self._deltas = AppendFile(fs, folder / "deltas.jsonl") if deltas else None
+        self._fs = fs
+        self._folder = folder
+        self._wants_deltas = deltas
         self._group = 1 if durability == "each" else MAX_RECORD_GROUP
         self._sync = durability != "none"
         self._records: deque[tuple[bytes, asyncio.Future[None]]] = deque()
         self._lines: list[bytes] = []
         self._line_bytes = 0
         self._record_bytes = 0
-        self._writing_bytes = 0
+        self._writing_bytes = 0  # deltas that a thread is writing now
         self._closing = False
         self._error: OutputError | None = None
         self._wake = anyio.Event()
@@ -80,7 +85,7 @@ class Journal:
 
     def delta(self, line: bytes) -> None:
         """Takes one delta line."""
-        if self._deltas is None:
+        if not self._wants_deltas:
             return
         if not self._lines or self._line_bytes > _FLUSH_BYTES:
             self._wake.set()
@@ -95,7 +100,6 @@ class Journal:
         """
         while self._pending_bytes > MAX_PENDING_OUTPUT_BYTES:
             self._raise_if_broken()
-            self._room = anyio.Event()
             await self._room.wait()
         self._raise_if_broken()
 
@@ -115,7 +119,7 @@ class Journal:
 
     @property
     def _pending_bytes(self) -> int:
-        return max(self._writing_bytes, self._record_bytes) + self._line_bytes
+        return self._record_bytes + self._line_bytes + self._writing_bytes
 
     def _raise_if_broken(self) -> None:
         if self._error is not None:
@@ -129,19 +133,27 @@ class Journal:
         Raises:
             OutputError: a write or fsync failed; everybody who waits gets it too.
         """
-        task_status.started()
         # Shielded: cancelling the run must not lose what was handed over.
-        with anyio.CancelScope(shield=True):
+        with anyio.CancelScope(shield=True), ExitStack() as opened:
+            opened.callback(self._closed.set)
             try:
-                while not self._closing or self._records or self._lines:
-                    await self._gather()
-                    await self._commit()
-                await anyio.to_thread.run_sync(self._close_files)
+                await self._write_all(opened, task_status)
+                self._fail(OutputError("the journal is closed"))
             except OutputError as error:
                 self._fail(error)
                 raise
-            finally:
-                self._closed.set()
+
+    async def _write_all(self, opened: ExitStack, task_status: TaskStatus[None]) -> None:
+        results = opened.enter_context(closing(AppendFile(self._fs, self._folder / RESULTS)))
+        deltas = None
+        if self._wants_deltas:
+            deltas = opened.enter_context(closing(AppendFile(self._fs, self._folder / DELTAS)))
+        task_status.started()
+        while not self._closing or self._records or self._lines:
+            await self._gather()
+            await self._commit(results, deltas)
+        # Whatever the setting, a run's end is durable; where nothing was promised before, nothing is taken back.
+        await anyio.to_thread.run_sync(partial(results.sync, cut=self._sync))
 
     async def _gather(self) -> None:
         """Waits for something to write: a record goes at once, deltas wait for company."""
@@ -153,49 +165,50 @@ class Journal:
             with anyio.move_on_after(DELTA_FLUSH_S):
                 await self._wake.wait()
 
-    async def _commit(self) -> None:
+    async def _commit(self, results: AppendFile, deltas: AppendFile | None) -> None:
         """One group: takes what is there, writes it in a thread, wakes those who waited for it."""
         lines, self._lines = self._lines, []
-        delta_bytes, self._line_bytes = self._line_bytes, 0
+        self._writing_bytes, self._line_bytes = self._line_bytes, 0
         group = [self._records.popleft() for _ in range(min(len(self._records), self._group))]
-        self._writing_bytes = delta_bytes + sum(len(line) for line, _ in group)
         try:
-            await anyio.to_thread.run_sync(self._write, lines, [line for line, _ in group])
+            await anyio.to_thread.run_sync(self._write, results, deltas, lines, [line for line, _ in group])
         except OutputError as error:
             for _, acknowledged in group:
                 _refuse(acknowledged, error)
             raise
-        self._record_bytes -= self._writing_bytes - delta_bytes
-        self._writing_bytes = 0
-        self._counts[0] += len(group)
-        self._counts[1] += bool(group)
-        self._counts[2] += delta_bytes
+        self._count(group)
         for _, acknowledged in group:
             if not acknowledged.done():
                 acknowledged.set_result(None)
+        self._make_room()
+
+    def _count(self, group: list[tuple[bytes, asyncio.Future[None]]]) -> None:
+        self._counts[0] += len(group)
+        self._counts[1] += bool(group)
+        self._counts[2] += self._writing_bytes
+        self._record_bytes -= sum(len(line) for line, _ in group)
+        self._writing_bytes = 0
+
+    def _make_room(self) -> None:
+        """Wakes all who wait: each of them holds this event, so the next to come need another."""
         self._room.set()
+        self._room = anyio.Event()
 
-    def _write(self, lines: list[bytes], records: list[bytes]) -> None:
+    def _write(self, results: AppendFile, deltas: AppendFile | None, lines: list[bytes], records: list[bytes]) -> None:
         """In the worker thread."""
-        if lines and self._deltas is not None:
-            self._deltas.append(b"".join(lines))
+        if lines and deltas is not None:
+            deltas.append(b"".join(lines))
         if records:
-            self._results.append(b"".join(records))
+            results.append(b"".join(records))
             if self._sync:
-                self._results.sync()
-
-    def _close_files(self) -> None:
-        """In the worker thread. Whatever the setting, the end of a run is durable."""
-        self._results.sync()
-        self._results.close()
-        if self._deltas is not None:
-            self._deltas.close()
+                results.sync()
 
     def _fail(self, error: OutputError) -> None:
-        self._error = error
+        """The first error stays."""
+        self._error = self._error or error
         while self._records:
-            _refuse(self._records.popleft()[1], error)
-        self._room.set()
+            _refuse(self._records.popleft()[1], self._error)
+        self._make_room()
 
 
 def _refuse(acknowledged: asyncio.Future[None], error: OutputError) -> None:

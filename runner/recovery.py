@@ -1,8 +1,10 @@
 """What an earlier run left → what remains to do.
 
-results.jsonl is read once, line by line. A tail that isn't a whole record (half a line, or zeros after a power loss) is
-what a crash leaves: it is moved aside to torn.jsonl and cut off, and its job runs again. A bad line with a good one
-behind it is what no crash of ours leaves: it is refused, by line number, rather than guessed at.
+results.jsonl is read once, line by line. A tail that isn't a whole record is what a crash leaves: it is moved aside to
+torn.jsonl and cut off, and its job runs again. Zeros before a record are what a power loss leaves when the later pages
+of the last group reached the disk and the earlier ones didn't (a record of ours holds no raw zero): those lines are
+moved aside too, and the records round them stay. Any other bad line with a good one behind it is what no crash of ours
+leaves: it is refused, by line number, rather than guessed at.
 
 Moving records aside (--retry-failed, --accept-changes) first makes the copies durable in superseded.jsonl, then
 replaces results.jsonl in one rename: a crash in between repeats a copy, and loses nothing.
@@ -11,6 +13,7 @@ replaces results.jsonl in one rename: a crash in between repeats a copy, and los
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -24,6 +27,7 @@ RESULTS: Final = "results.jsonl"
 DELTAS: Final = "deltas.jsonl"
 TORN: Final = "torn.jsonl"
 SUPERSEDED: Final = "superseded.jsonl"
+_NEW: Final = f"{RESULTS}.new"
 _BLOCK_BYTES: Final = 1 << 20
 MAX_RECORD_BYTES: Final = 1 << 30
 """A longer line without an end isn't one of our records: the longest answer is bounded far below."""
@@ -55,41 +59,90 @@ class Entry(NamedTuple):
     ok: bool
 
 
+class Moved(NamedTuple):
+    """What went from results.jsonl to another file."""
+
+    lines: int
+    size_bytes: int  # without newlines
+
+
 def recover(fs: FileSystem, folder: Path) -> Recovered:
-    """Reads results.jsonl, repairs its tail and that of deltas.jsonl.
+    """Reads results.jsonl, repairs it and the tail of deltas.jsonl.
 
     Raises:
         DamagedOutputError: a line in the middle isn't a record, or an id has two.
         OutputError: the folder can't be read or repaired.
     """
-    done = DigestMap()
-    succeeded = failed = torn_bytes = 0
-    bad: Line | None = None
-    with output_errors(folder / RESULTS):
-        fd = fs.open_append(folder / RESULTS)
+    path = folder / RESULTS
+    torn_bytes = 0
+    with output_errors(path):
+        fs.remove(folder / _NEW)  # of a crash while records were moved aside
+        fd = fs.open_append(path)
         try:
+            found = _Found(path)
             for line in read_lines(fs, fd):
-                entry = parse(line.data) if line.whole else None
-                if entry is None:
-                    bad = bad or line
-                    continue
-                if bad is not None:
-                    raise _damaged(folder, bad)
-                key = digest64(entry.id.encode())
-                if key in done:
-                    raise DamagedOutputError(
-                        f"{folder / RESULTS}:{line.number}: a second record of {entry.id!r}. Every job has one: "
-                        "remove the line that is wrong, or start anew with --fresh (what is there is kept aside)"
-                    )
-                done.set(key, entry.digest)
-                succeeded += entry.ok
-                failed += not entry.ok
-            if bad is not None:
-                torn_bytes = _move_tail(fs, folder, fd, bad.offset)
+                found.add(line)
+            if found.tail is not None and not found.holes:
+                torn_bytes = _move_tail(fs, folder, fd, found.tail.offset)
         finally:
             fs.close(fd)
+        if found.holes:
+            torn_bytes = _move_lines(fs, folder, TORN, lambda entry: entry is None).size_bytes
+        fs.fsync_dir(folder)
     _end_last_line(fs, folder / DELTAS)
-    return Recovered(done, succeeded, failed, torn_bytes)
+    return Recovered(found.done, found.succeeded, found.failed, torn_bytes)
+
+
+class _Found:
+    """What has been read of results.jsonl so far."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.done = DigestMap()
+        self.succeeded = 0
+        self.failed = 0
+        self.tail: Line | None = None
+        """The first line that is no record and has no record behind it."""
+        self.holes = False
+        """Whether there are zeros before a record."""
+        self._damage: Line | None = None
+
+    def add(self, line: Line) -> None:
+        """Takes the next line.
+
+        Raises:
+            DamagedOutputError: see `recover`.
+        """
+        entry = parse(line.data) if line.whole else None
+        if entry is not None:
+            self._add_record(line, entry)
+            return
+        self.tail = self.tail or line
+        if b"\0" not in line.data:
+            self._damage = self._damage or line
+        if len(line.data) > MAX_RECORD_BYTES:
+            raise self._damaged(line)
+
+    def _add_record(self, line: Line, entry: Entry) -> None:
+        if self._damage is not None:
+            raise self._damaged(self._damage)
+        key = digest64(entry.id.encode())
+        if key in self.done:
+            raise DamagedOutputError(
+                f"{self._path}:{line.number}: a second record of {entry.id!r}. Every job has one: "
+                "remove the line that is wrong, or start anew with --fresh (what is there is kept aside)"
+            )
+        self.holes = self.holes or self.tail is not None
+        self.tail = None
+        self.done.set(key, entry.digest)
+        self.succeeded += entry.ok
+        self.failed += not entry.ok
+
+    def _damaged(self, bad: Line) -> DamagedOutputError:
+        return DamagedOutputError(
+            f"{self._path}:{bad.number}: not a record, and not at the end, which no crash leaves. Restore the file, "
+            "or remove that line (its job runs again), or start anew with --fresh (what is there is kept aside)"
+        )
 
 
 def read_lines(fs: FileSystem, fd: int) -> Iterator[Line]:
@@ -122,78 +175,63 @@ def parse(data: bytes) -> Entry | None:
         digest = 0 if ours is None else int(ours, 16)
     except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
         return None
-    return Entry(name, digest, ok) if isinstance(name, str) else None
-
-
-def _damaged(folder: Path, bad: Line) -> DamagedOutputError:
-    return DamagedOutputError(
-        f"{folder / RESULTS}:{bad.number}: not a record, with records behind it, which no crash leaves. Restore the "
-        "file, or remove that line (its job runs again), or start anew with --fresh (what is there is kept aside)"
-    )
+    return Entry(name, digest, ok) if isinstance(name, str) and 0 <= digest < 1 << 64 else None
 
 
 def _move_tail(fs: FileSystem, folder: Path, fd: int, offset: int) -> int:
     """Copies what follows `offset` to torn.jsonl, durably, and cuts it off."""
-    size = fs.size(fd)
-    aside = AppendFile(fs, folder / TORN)
-    try:
-        at = offset
-        while at < size:
-            block = fs.read(fd, _BLOCK_BYTES, at)
+    at = offset
+    with closing(AppendFile(fs, folder / TORN)) as aside:
+        aside.end_line()
+        while block := fs.read(fd, _BLOCK_BYTES, at):
             aside.append(block)
             at += len(block)
-        aside.append(b"\n")
+        aside.end_line()
         aside.sync()
-    finally:
-        aside.close()
     fs.fsync_dir(folder)
     fs.truncate(fd, offset)
     fs.fsync(fd)
-    return size - offset
+    return at - offset
 
 
 def _end_last_line(fs: FileSystem, path: Path) -> None:
-    """Ends a torn last line of deltas.jsonl, so that nothing is glued to it. The fragment is evidence like the rest."""
-    if not fs.exists(path):
-        return
-    with output_errors(path):
-        file = AppendFile(fs, path)
-        try:
-            if file.last_byte() not in (b"", b"\n"):
-                file.append(b"\n")
-        finally:
-            file.close()
+    """Ends a torn last line of deltas.jsonl. The fragment is evidence like the rest."""
+    if fs.exists(path):
+        with output_errors(path), closing(AppendFile(fs, path)) as file:
+            file.end_line()
 
 
 def set_aside(fs: FileSystem, folder: Path, chosen: Callable[[Entry], bool]) -> int:
     """Moves the chosen records to superseded.jsonl; returns how many. Call `recover` before and after.
 
     Raises:
-        OutputError: the folder can't be written; results.jsonl is then as it was.
+        OutputError: the folder can't be written; nothing is lost, and the next run goes on with what is there.
     """
-    path = folder / RESULTS
-    new = folder / f"{RESULTS}.new"
-    count = 0
-    with output_errors(path):
-        fs.remove(new)
-        fd = fs.open_append(path)
-        kept, aside = AppendFile(fs, new), AppendFile(fs, folder / SUPERSEDED)
-        try:
-            for line in read_lines(fs, fd):
-                entry = parse(line.data)
-                move = entry is not None and chosen(entry)
-                count += move
-                (aside if move else kept).append(line.data + b"\n")
-            aside.sync()
-            kept.sync()
-        finally:
-            fs.close(fd)
-            kept.close()
-            aside.close()
+    moved = _move_lines(fs, folder, SUPERSEDED, lambda entry: entry is not None and chosen(entry))
+    return moved.lines
+
+
+def _move_lines(fs: FileSystem, folder: Path, name: str, chosen: Callable[[Entry | None], bool]) -> Moved:
+    """Moves lines of results.jsonl (None: no whole record) to the end of another file: copy, sync, replace."""
+    lines = size = 0
+    with output_errors(folder / RESULTS), ExitStack() as opened:
+        fs.remove(folder / _NEW)
+        fd = fs.open_append(folder / RESULTS)
+        opened.callback(fs.close, fd)
+        kept = opened.enter_context(closing(AppendFile(fs, folder / _NEW)))
+        aside = opened.enter_context(closing(AppendFile(fs, folder / name)))
+        aside.end_line()
+        for line in read_lines(fs, fd):
+            move = chosen(parse(line.data) if line.whole else None)
+            lines += move
+            size += len(line.data) if move else 0
+            (aside if move else kept).append(line.data + b"\n")
+        aside.sync()
+        kept.sync()
         fs.fsync_dir(folder)
-        fs.rename(new, path)
+        fs.rename(folder / _NEW, folder / RESULTS)
         fs.fsync_dir(folder)
-    return count
+    return Moved(lines, size)
 
 
 def start_afresh(fs: FileSystem, folder: Path, stamp: str, names: tuple[str, ...]) -> Path | None:
@@ -204,11 +242,12 @@ def start_afresh(fs: FileSystem, folder: Path, stamp: str, names: tuple[str, ...
     old = folder / f"old-{stamp}"
     with output_errors(old):
         fs.make_dir(old)
-        # The manifest goes last: while it stands, what is left of the old run is still refused to another input.
+        # The manifest goes last, and not before the others have durably gone: while it stands, what is left of the
+        # old run is still refused to another input.
         for name in present:
             fs.rename(folder / name, old / name)
-        fs.fsync_dir(old)
-        fs.fsync_dir(folder)
+            fs.fsync_dir(old)
+            fs.fsync_dir(folder)
     return old
 
 
