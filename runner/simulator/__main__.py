@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     """The options; what isn't given stays as the preset has it."""
     scenarios = "\n".join(f"  {name:22} {scenario.summary}" for name, scenario in SCENARIOS.items())
     result = argparse.ArgumentParser(
-        prog="python -m runner.simulator",
+        prog="python -m runner serve",
         description="An OpenAI-compatible server. Everything it says is synthetic.",
         epilog=f"scenarios:\n{scenarios.replace('%', '%%')}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
