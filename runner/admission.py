@@ -1,268 +1,176 @@
-"""The gate before every attempt: one FIFO loop for concurrency, RPM, TPM and the shared cool-down.
+"""The door before every attempt: which lane a job stands in, and what is known of all of them.
 
-Only the head of the queue waits for anything, in this order: the cool-down is over → a slot is free → its tokens are
-paid → its request is paid → it goes. So nobody is overtaken, a big job gets in behind small ones after its own payment
-and no later, no request is spent while tokens are awaited, and aiolimiter has one waiter. Waiting costs no CPU.
-
-After a 429 everything stops for as long as the server says (or a doubling default). Then one probe goes; the rest stay
-until it is answered. A probe that meets another 429 begins the next cool-down, one that ends otherwise lets the rest
-go: it can't freeze.
-
-Accepted: tokens are paid before the request is, so a bucket of requests that is empty holds them for one spacing.
+A lane is one limit group (`lanes`): the jobs of one model, or of the models that one entry of the configured limits
+covers. All lanes share one gate (`gate`): concurrency, and the limits that the user gave for the whole run.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import anyio
+from anyio.abc import TaskGroup
 
 from runner.buckets import Bucket
 from runner.concurrency import Concurrency
+from runner.gate import Gate
+from runner.lanes import AdmissionClosed, Lane, Need, NeverFits, Ticket
+from runner.limits import MAX_LANES
+from runner.outcome import Usage
+from runner.ratelimits import RateLimits
+from runner.settings import ModelLimits
 
-COOLDOWN_START_S: Final = 1.0
-"""The first cool-down where the server names none; it doubles for each probe that meets another 429."""
-COOLDOWN_MAX_S: Final = 60.0
-"""…up to a minute, the longest window that a per-minute limit can need. The server's own advice may be longer."""
+__all__ = ["Admission", "AdmissionClosed", "AdmissionStatistics", "Need", "NeverFits", "Ticket"]
 
-
-class AdmissionClosed(Exception):
-    """Raised to those who wait for admission when the run drains."""
-
-
-class NeverFits(Exception):
-    """Raised when a job needs more tokens than the limit gives in a whole minute."""
-
-
-@dataclass(slots=True)
-class Ticket:
-    """One admitted attempt. Settle it once with the real usage, and release it."""
-
-    tokens: int
-    limiter_wait_s: float
-    """Time spent, as the head of the queue, on limits and cool-down."""
-    probe: bool = False
-    settled: bool = False
-    released: bool = False
+ANY = "*"
+"""The name of the limits of models that have none of their own."""
 
 
 class AdmissionStatistics(NamedTuple):
     """What the live view and the summary read."""
 
-    waiting: int  # attempts in the queue
+    waiting: int  # attempts in a queue
     in_flight: int  # attempts admitted and not released
     limit: int  # slots as of now
-    cooldown_remaining_s: float  # 0 when there is none
-    rpm_allowed: float | None
+    cooldown_remaining_s: float  # the longest of the lanes'; 0 when there is none
+    rpm_allowed: float | None  # for the whole run, else the sum of the lanes' limits; None: unknown
     rpm_used: float  # in the last 60 s
     tpm_allowed: float | None
     tpm_used: float  # in the last 60 s, net of refunds
-    blocked_slot_s: float  # how long the head of the queue waited for a slot
-    blocked_requests_s: float  # … for RPM
-    blocked_tokens_s: float  # … for TPM
-    blocked_cooldown_s: float  # … for a cool-down or its probe
-
-
-@dataclass(slots=True, eq=False)
-class _Waiter:
-    tokens: int
-    turn: asyncio.Future[Ticket]
+    blocked_s: dict[str, float]  # how long the first in line waited, by what for
 
 
 class Admission:
     """See the module. All methods are for one event loop."""
 
     def __init__(
-        self, *, rpm: float | None, tpm: float | None, concurrency: Concurrency, clock: Callable[[], float]
+        self,
+        *,
+        rpm: float | None,
+        tpm: float | None,
+        concurrency: Concurrency,
+        clock: Callable[[], float],
+        limits: Mapping[str, ModelLimits] | None = None,
     ) -> None:
-        self._requests = None if rpm is None else Bucket(rpm, clock)
-        self._tokens = None if tpm is None else Bucket(tpm, clock)
-        self._concurrency = concurrency
         self._clock = clock
-        self._queue: deque[_Waiter] = deque()
+        self._limits = limits or {}
+        self._gate = Gate(rpm=rpm, tpm=tpm, concurrency=concurrency, clock=clock)
+        self._lanes: dict[str, Lane] = {}
         self._waiting = 0
-        self._in_flight = 0
-        self._closed = False
-        self._changed = anyio.Event()
-        self._cool_until = 0.0
-        self._cool_next_s = COOLDOWN_START_S
-        self._probing = False  # the cool-down is over, and its probe isn't answered yet
-        self._probe: Ticket | None = None
-        self._blocked = {"slot": 0.0, "requests": 0.0, "tokens": 0.0, "cooldown": 0.0}
+        self._tasks: TaskGroup | None = None
+        self._ended = anyio.Event()
+
+    async def run(self) -> None:
+        """Admits until closed."""
+        async with anyio.create_task_group() as tasks:
+            self._tasks = tasks
+            for lane in self._lanes.values():
+                tasks.start_soon(lane.run)
+            await self._ended.wait()
 
     # ── For workers ──────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def acquire(self, tokens: int) -> Ticket:
+    async def acquire(self, model: str | None, need: Need) -> Ticket:
         """Waits for this attempt's turn.
 
         Raises:
-            NeverFits: `tokens` is more than a minute's allowance.
+            NeverFits: it needs more than a whole window's allowance.
             AdmissionClosed: the run drains.
         """
-        if self._closed:
+        if self._gate.closed:
             raise AdmissionClosed
-        if self._tokens is not None and tokens > self._tokens.per_minute:
-            raise NeverFits(f"needs about {tokens} tokens, and the limit is {self._tokens.per_minute:g} a minute")
-        waiter = _Waiter(tokens, asyncio.get_running_loop().create_future())
-        self._queue.append(waiter)
+        lane = self._lane(model)
+        lane.refuse_what_never_fits(need)
+        if self._gate.tokens is not None and need.tokens > self._gate.tokens.per_minute:
+            limit = self._gate.tokens.per_minute
+            raise NeverFits(f"needs about {need.tokens} tokens, and the limit is {limit:g} a minute")
         self._waiting += 1
-        self._wake()
         try:
-            return await waiter.turn
-        except asyncio.CancelledError:
-            if waiter.turn.done() and not waiter.turn.cancelled() and waiter.turn.exception() is None:
-                # Granted and cancelled in the same step of the loop.
-                ticket = waiter.turn.result()
-                self.settle(ticket, 0)
-                self.release(ticket)
-            else:
-                # It stays in the queue until its turn comes, and is passed over then.
-                waiter.turn.cancel()
-                self._wake()
-            raise
+            return await lane.acquire(need)
         finally:
             self._waiting -= 1
 
-    def settle(self, ticket: Ticket, used_tokens: int | None) -> None:
+    def answered(self, ticket: Ticket, said: RateLimits) -> None:
+        """An answer came with a good status and these headers."""
+        self._gate.concurrency.answered(self._gate.in_flight, self._clock())
+        ticket.lane.answered(ticket, said)
+        self._gate.wake()
+
+    def throttled(self, ticket: Ticket, said: RateLimits, wait_s: float | None, *, ramp: bool = False) -> None:
+        """An answer asked everybody to slow down; `wait_s` is the server's advice, a floor.
+
+        `ramp`: it asked for slow growth (slow_down).
+        """
+        if ticket.lane.throttled(ticket, said, wait_s, ramp=ramp):
+            self._gate.concurrency.throttled(self._clock())
+
+    def received(self, chunks: int = 1) -> None:
+        """So many chunks (or tokens of a whole answer) arrived: what adaptive concurrency measures."""
+        self._gate.concurrency.work += chunks
+
+    def settle(self, ticket: Ticket, used: Usage | None) -> None:
         """Gives back what was reserved beyond the real usage, or takes what is missing. None: the estimate stands."""
-        if ticket.settled:
-            return
-        ticket.settled = True
-        if self._tokens is not None and used_tokens is not None:
-            self._tokens.correct(ticket.tokens - used_tokens)
+        ticket.lane.settle(ticket, used)
 
     def release(self, ticket: Ticket) -> None:
         """Frees the slot; the second time it does nothing."""
-        if ticket.released:
-            return
-        ticket.released = True
-        self._in_flight -= 1
-        if ticket is self._probe:
-            # Answered or not, it is over: if it met a 429, `throttled` has begun the next cool-down already.
-            self._probe = None
-            self._probing = self._clock() < self._cool_until
-        self._wake()
-
-    def throttled(self, wait_s: float | None) -> None:
-        """An answer asked everybody to slow down; `wait_s` is the server's advice, a floor."""
-        now = self._clock()
-        new_episode = now >= self._cool_until
-        if new_episode:
-            self._concurrency.throttled()
-            repeated = self._cool_next_s > COOLDOWN_START_S
-            # The server's advice is enough the first time; when its probe meets another 429, it was too short.
-            pause = wait_s if wait_s is not None and not repeated else max(wait_s or 0.0, self._cool_next_s)
-            self._cool_next_s = min(2 * self._cool_next_s, COOLDOWN_MAX_S)
-        else:
-            pause = wait_s or 0.0
-        self._cool_until = max(self._cool_until, now + pause)
-        self._probing = True
-        self._wake()
-
-    def succeeded(self) -> None:
-        """An answer came with a good status."""
-        self._concurrency.succeeded(self._in_flight)
-        if self._clock() >= self._cool_until:
-            self._probing = False
-            self._cool_next_s = COOLDOWN_START_S
-        self._wake()
+        ticket.lane.release(ticket)
 
     def close(self) -> None:
         """Nobody is admitted any more; those who wait get AdmissionClosed, and `run` returns."""
-        self._closed = True
-        while self._queue:
-            waiter = self._queue.popleft()
-            if not waiter.turn.done():
-                waiter.turn.set_exception(AdmissionClosed())
-        self._wake()
+        self._gate.close()
+        for lane in self._lanes.values():
+            lane.close()
+        self._ended.set()
 
-    # ── The loop ─────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── Lanes ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def run(self) -> None:
-        """Admits one after the other until closed."""
-        while not self._closed:
-            self._changed = anyio.Event()
-            while self._queue and self._queue[0].turn.done():
-                self._queue.popleft()  # cancelled
-            if not self._queue:
-                await self._changed.wait()
-                continue
-            await self._admit(self._queue[0])
+    def _lane(self, model: str | None) -> Lane:
+        name, limits = self._group(model)
+        lane = self._lanes.get(name)
+        if lane is None:
+            if len(self._lanes) >= MAX_LANES:
+                return next(iter(self._lanes.values()))
+            lane = self._lanes[name] = Lane(name, limits, self._gate, self._clock)
+            if self._tasks is not None:
+                self._tasks.start_soon(lane.run)
+        return lane
 
-    async def _admit(self, head: _Waiter) -> None:
-        """Sees the head of the queue through, unless it is cancelled on the way."""
-        waited = 0.0
-        waited += await self._timed("cooldown", self._cooled, head)
-        await self._timed("slot", self._slot_free, head)
-        if self._tokens is not None:
-            waited += await self._timed_payment("tokens", self._tokens, head.tokens, head)
-        if self._requests is not None:
-            waited += await self._timed_payment("requests", self._requests, 1, head)
-        if self._cooling():
-            waited += await self._timed("cooldown", self._cooled, head)
-        if head.turn.done():  # cancelled meanwhile; the request it paid for is lost, its tokens aren't
-            if self._tokens is not None:
-                self._tokens.correct(head.tokens)
-            return
-        self._queue.popleft()
-        self._in_flight += 1
-        ticket = Ticket(head.tokens, waited, probe=self._probing)
-        if self._probing:
-            self._probe = ticket
-        head.turn.set_result(ticket)
+    def _group(self, model: str | None) -> tuple[str, ModelLimits]:
+        """The entry with the longest name that the model's begins with, and its limits; else the model itself."""
+        model = model or ""
+        names = [name for name in self._limits if name != ANY and model.startswith(name)]
+        if names:
+            name = max(names, key=len)
+            return name, self._limits[name]
+        return model, self._limits.get(ANY, ModelLimits())
 
-    async def _timed(self, what: str, ready: Callable[[], float | None], head: _Waiter) -> float:
-        """Waits until `ready` says None; a number is how long to wait at most before asking again."""
-        start = self._clock()
-        while (pause := ready()) is not None and not head.turn.done() and not self._closed:
-            self._changed = anyio.Event()
-            with anyio.move_on_after(pause):
-                await self._changed.wait()
-        waited = self._clock() - start
-        self._blocked[what] += waited
-        return waited
-
-    async def _timed_payment(self, what: str, bucket: Bucket, amount: float, head: _Waiter) -> float:
-        if head.turn.done() or self._closed:
-            return 0.0
-        start = self._clock()
-        await bucket.acquire(amount)
-        waited = self._clock() - start
-        self._blocked[what] += waited
-        return waited
-
-    def _cooling(self) -> bool:
-        return self._clock() < self._cool_until or (self._probing and self._probe is not None)
-
-    def _cooled(self) -> float | None:
-        remaining = self._cool_until - self._clock()
-        if remaining > 0:
-            return remaining
-        return float("inf") if self._probing and self._probe is not None else None
-
-    def _slot_free(self) -> float | None:
-        return None if self._in_flight < self._concurrency.limit else float("inf")
-
-    def _wake(self) -> None:
-        self._changed.set()
+    # ── Statistics ───────────────────────────────────────────────────────────────────────────────────────────────
 
     def statistics(self) -> AdmissionStatistics:
         """A snapshot."""
+        now = self._clock()
+        rpm_allowed, rpm_used = self._use(self._gate.requests, "rpm")
+        tpm_allowed, tpm_used = self._use(self._gate.tokens, "tpm")
         return AdmissionStatistics(
             waiting=self._waiting,
-            in_flight=self._in_flight,
-            limit=self._concurrency.limit,
-            cooldown_remaining_s=max(0.0, self._cool_until - self._clock()),
-            rpm_allowed=self._requests.per_minute if self._requests else None,
-            rpm_used=self._requests.used if self._requests else 0.0,
-            tpm_allowed=self._tokens.per_minute if self._tokens else None,
-            tpm_used=self._tokens.used if self._tokens else 0.0,
-            blocked_slot_s=self._blocked["slot"],
-            blocked_requests_s=self._blocked["requests"],
-            blocked_tokens_s=self._blocked["tokens"],
-            blocked_cooldown_s=self._blocked["cooldown"],
+            in_flight=sum(lane.in_flight for lane in self._lanes.values()),
+            limit=self._gate.concurrency.limit,
+            cooldown_remaining_s=max((lane.cool_until - now for lane in self._lanes.values()), default=0.0),
+            rpm_allowed=rpm_allowed,
+            rpm_used=rpm_used,
+            tpm_allowed=tpm_allowed,
+            tpm_used=tpm_used,
+            blocked_s=dict(self._gate.blocked),
         )
+
+    def _use(self, whole: Bucket | None, name: str) -> tuple[float | None, float]:
+        """What is allowed a minute, and what was used in the last."""
+        if whole is not None:
+            return whole.per_minute, whole.used
+        buckets = [lane.buckets.get(name) for lane in self._lanes.values()]
+        known = [bucket for bucket in buckets if isinstance(bucket, Bucket)]
+        if not known or len(known) < len(buckets):
+            return None, sum(bucket.used for bucket in known)
+        return sum(bucket.per_minute for bucket in known), sum(bucket.used for bucket in known)

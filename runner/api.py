@@ -22,7 +22,7 @@ import anyio.to_thread
 import orjson
 
 from runner import manifest, resources, summary
-from runner.admission import Admission
+from runner.admission import Admission, AdmissionStatistics
 from runner.client import Client
 from runner.concurrency import AdaptiveConcurrency, Concurrency, FixedConcurrency
 from runner.drain import Drain, Reason
@@ -37,6 +37,7 @@ from runner.plan import Plan
 from runner.progress import Echo, live_view
 from runner.recovery import RESULTS
 from runner.redact import Redactor
+from runner.reservation import Reservation
 from runner.settings import Settings
 from runner.signals import hangup_ignored
 from runner.source import check_readable
@@ -181,7 +182,11 @@ class _Run:
         self._target = target
         self._seed = secrets.randbits(32) if settings.seed is None else settings.seed
         self._admission = Admission(
-            rpm=settings.rpm, tpm=settings.tpm, concurrency=_concurrency(settings), clock=time.monotonic
+            rpm=settings.rpm,
+            tpm=settings.tpm,
+            concurrency=_concurrency(settings),
+            clock=time.monotonic,
+            limits=settings.limits,
         )
         self._drain = Drain(self._admission, settings.grace)
         self._client = Client(base_url=target.base_url, api_key=target.api_key, trust_env=not target.simulated)
@@ -196,6 +201,7 @@ class _Run:
             journal=self._journal,
             metrics=self._metrics,
             redactor=redactor,
+            reservation=Reservation(settings.reserve_output_tokens),
             rng=random.Random(self._seed),
             sleep=self._drain.sleep,
             echo=Echo() if settings.echo else None,
@@ -287,16 +293,11 @@ def _exit_code(made: dict[str, Any], reason: Reason | None) -> int:
     return 1 if made["counts"]["failed"] else 0
 
 
-def _limited_by(admission: Any) -> str:
-    """What the head of the queue waited for longest."""
-    waits = {
-        "concurrency": admission.blocked_slot_s,
-        "requests a minute": admission.blocked_requests_s,
-        "tokens a minute": admission.blocked_tokens_s,
-        "the server (429)": admission.blocked_cooldown_s,
-    }
-    longest = max(waits, key=lambda name: waits[name])
-    return longest if waits[longest] > 0 else "nothing"
+def _limited_by(admission: AdmissionStatistics) -> str:
+    """What the first in line waited for longest."""
+    blocked = admission.blocked_s
+    longest = max(blocked, key=lambda name: blocked[name], default="")
+    return longest if blocked.get(longest, 0.0) > 0 else "nothing"
 
 
 def _advice(made: dict[str, Any], remaining: int | None, code: int) -> str:

@@ -17,6 +17,7 @@ from runner.escape import for_line
 from runner.jobs import Job, Rejected
 from runner.outcome import Usage
 from runner.progress import duration
+from runner.reservation import BEFORE_ANY
 from runner.settings import Settings
 from runner.source import JobSource
 
@@ -59,7 +60,8 @@ class Check:
         self.apis[item.api.value] += 1
         model = item.body.get("model", settings.model)
         self.without_model += model is None
-        found = tokens.estimate(item, default_output_tokens=settings.reserve_output_tokens)
+        default = BEFORE_ANY if settings.reserve_output_tokens is None else settings.reserve_output_tokens
+        found = tokens.estimate(item, default_output_tokens=default)
         self.methods[found.method] += 1
         self.input_tokens += found.input_tokens
         self.output_tokens += found.output_tokens

@@ -75,7 +75,7 @@ def settings_options(function: F) -> F:
             setting("--concurrency", metavar="N|auto", help="Streams at once. [auto]"),
             setting("--rpm", metavar="N", help="Requests a minute."),
             setting("--tpm", metavar="N", help="Tokens a minute, input and reserved output."),
-            setting("--reserve-output-tokens", metavar="N", help="Reserved for lines that name no maximum. [1024]"),
+            setting("--reserve-output-tokens", metavar="N", help="Reserved for lines that name no maximum. [learned]"),
             click.option("--config", metavar="NAME|FILE", help="configs/NAME.toml, or a TOML file."),
         )
     ):

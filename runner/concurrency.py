@@ -1,8 +1,13 @@
-"""How many streams at once: fixed, or adapted to what the server bears. Pure: `now` is passed in.
+"""How many streams at once: fixed, or adapted to what the server bears. Pure: the time is passed in.
 
-Adaptive: slow start (doubling each clean round, a round being as many successes as the limit) until the first cut;
-then +5 % a clean round; ×0.8 on an episode of throttling. It grows only while at least 80 % of it is in use, so that an
-idle run doesn't earn room that it never tried. It never falls below 1: a probe always goes on.
+Adaptive: slow start, doubling each clean round until the first cut; then +5 % a clean round; ×0.8 on an episode of
+throttling. It grows only while at least 80 % of it is in use, so that an idle run doesn't earn room that it never
+tried. It never falls below 1: a probe always goes on.
+
+A server that never sends 429 just gets slower: then throughput is the signal. Each step of the slow start has to bring
+at least a quarter of what it would bring at an unladen server, in chunks a second over all streams; one that doesn't is
+taken back, and a smaller step is tried now and then. A round lasts until as many answers have begun as slots were
+opened, and at least ROUND_S, so that new streams are measured at their pace and not at their start.
 """
 
 from __future__ import annotations
@@ -14,19 +19,31 @@ from runner.limits import AUTO_CONCURRENCY_MAX, AUTO_CONCURRENCY_START
 GROWTH: Final = 0.05
 CUT: Final = 0.8
 USE_TO_GROW: Final = 0.8
+ROUND_S: Final = 0.5
+"""A step's throughput is measured over at least this long."""
+WORTH: Final = 0.25
+"""The part of its ideal gain that a step must bring to be kept."""
+PROBE: Final = 1.25
+"""The step that is tried again after one was taken back."""
+HOLD_S: Final = 20.0
+"""How long to stay before that; it doubles each time in vain."""
+MAX_HOLD_S: Final = 600.0
 
 
 class Concurrency(Protocol):
     """Decides the number of slots."""
 
+    work: float
+    """Chunks (or tokens of whole answers) received so far; counted up by whoever receives them."""
+
     @property
     def limit(self) -> int:
         """Slots as of now, at least 1."""
 
-    def succeeded(self, in_flight: int) -> None:
+    def answered(self, in_flight: int, now_s: float) -> None:
         """An answer came with a good status while so many were in flight, itself included."""
 
-    def throttled(self) -> None:
+    def throttled(self, now_s: float) -> None:
         """An episode of throttling began; called once an episode."""
 
 
@@ -35,11 +52,12 @@ class FixedConcurrency:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
+        self.work = 0.0
 
-    def succeeded(self, in_flight: int) -> None:
+    def answered(self, in_flight: int, now_s: float) -> None:
         """Changes nothing."""
 
-    def throttled(self) -> None:
+    def throttled(self, now_s: float) -> None:
         """Changes nothing: the cool-down alone slows the run."""
 
 
@@ -48,22 +66,63 @@ class AdaptiveConcurrency:
 
     def __init__(self, start: int = AUTO_CONCURRENCY_START, maximum: int = AUTO_CONCURRENCY_MAX) -> None:
         self.limit = start
+        self.work = 0.0
         self._maximum = maximum
-        self._clean = 0
         self._cut_once = False
+        self._before: tuple[int, float] | None = None
+        """Limit and throughput of the round before, where this round is a step that has to be worth it."""
+        self._opened = start
+        """Slots that this round opened: so many answers make it complete."""
+        self._answers = 0
+        self._measured_from: tuple[float, float] | None = None  # (time, work) once all slots of the round have answered
+        self._hold_until_s = 0.0
+        self._hold_s = HOLD_S
 
-    def succeeded(self, in_flight: int) -> None:
-        """Counts towards the round; a full round grows the limit."""
+    def answered(self, in_flight: int, now_s: float) -> None:
+        """Counts towards the round; a full round that was worth it opens the next."""
         if in_flight < USE_TO_GROW * self.limit:
             return
-        self._clean += 1
-        if self._clean >= self.limit:
-            self._clean = 0
-            step = max(1, int(self.limit * GROWTH)) if self._cut_once else self.limit
-            self.limit = min(self.limit + step, self._maximum)
+        self._answers += 1
+        if self._cut_once:
+            if self._answers >= self.limit:
+                self._step(min(self.limit + max(1, int(self.limit * GROWTH)), self._maximum))
+            return
+        if self._answers < self._opened:
+            return
+        if self._measured_from is None:
+            self._measured_from = (now_s, self.work)
+        elif now_s - self._measured_from[0] >= ROUND_S:
+            self._conclude(now_s)
 
-    def throttled(self) -> None:
+    def _conclude(self, now_s: float) -> None:
+        assert self._measured_from is not None
+        since_s, work = self._measured_from
+        rate = (self.work - work) / (now_s - since_s)
+        if self._before is not None and not self._worth_it(rate):
+            self._hold_until_s = now_s + self._hold_s
+            self._hold_s = min(2 * self._hold_s, MAX_HOLD_S)
+            self._step(self._before[0])
+        elif now_s >= self._hold_until_s and self.limit < self._maximum:
+            factor = 2.0 if self._hold_until_s == 0.0 else PROBE
+            limit, before = min(max(self.limit + 1, int(self.limit * factor)), self._maximum), (self.limit, rate)
+            self._step(limit)
+            self._before = before
+        else:
+            self._step(self.limit)
+
+    def _worth_it(self, rate: float) -> bool:
+        assert self._before is not None
+        limit, rate_before = self._before
+        return rate >= rate_before * (1 + WORTH * (self.limit / limit - 1))
+
+    def _step(self, limit: int) -> None:
+        self._opened = max(1, limit - self.limit)
+        self._answers = 0
+        self._measured_from = None
+        self._before = None
+        self.limit = limit
+
+    def throttled(self, now_s: float) -> None:
         """Cuts by a fifth, at least by one."""
         self._cut_once = True
-        self._clean = 0
-        self.limit = max(1, min(self.limit - 1, int(self.limit * CUT)))
+        self._step(max(1, min(self.limit - 1, int(self.limit * CUT))))

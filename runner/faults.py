@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
 
+from runner import ratelimits
 from runner.limits import MAX_ERROR_TEXT_CHARS, MAX_RETRY_AFTER_S
+from runner.ratelimits import UNKNOWN, RateLimits
 
 
 class FaultKind(enum.Enum):
@@ -102,6 +104,8 @@ class Fault:
     body: Any = None
     """The error answer's body, parsed where it is JSON; for the record of a failed job."""
     request_id: str | None = None
+    limits: RateLimits = UNKNOWN
+    """What the answer's headers say of the rate limits."""
     should_retry: bool | None = None
     """The server's own x-should-retry, where it sent one; it outranks the table, but not `stops_run`."""
 
@@ -241,6 +245,7 @@ def from_status(status: int, headers: Mapping[str, str], body: Any, wall_now_s: 
         retry_after_s=retry_after(headers, wall_now_s),
         body=body,
         request_id=headers.get("x-request-id"),
+        limits=ratelimits.read(headers),
         should_retry={"true": True, "false": False}.get(should.lower()) if should else None,
     )
 

@@ -38,6 +38,7 @@ class JournalStatistics(NamedTuple):
     groups: int  # fsyncs of results.jsonl, about
     delta_bytes: int  # handed to the system
     pending_bytes: int  # waiting for the disk now
+    blocked_s: float  # how long streams waited for the disk
 
 
 class Journal:
@@ -67,6 +68,8 @@ class Journal:
         self._room = anyio.Event()
         self._closed = anyio.Event()
         self._counts = [0, 0, 0]
+        self._blocked_s = 0.0
+        self._blocked_until = 0.0
 
     # ── For workers ──────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -100,7 +103,11 @@ class Journal:
         """
         while self._pending_bytes > MAX_PENDING_OUTPUT_BYTES:
             self._raise_if_broken()
+            start = anyio.current_time()
             await self._room.wait()
+            # Time in which several waited counts once.
+            self._blocked_s += anyio.current_time() - max(start, self._blocked_until)
+            self._blocked_until = anyio.current_time()
         self._raise_if_broken()
 
     def close(self) -> None:
@@ -115,7 +122,7 @@ class Journal:
     def statistics(self) -> JournalStatistics:
         """A snapshot."""
         records, groups, delta_bytes = self._counts
-        return JournalStatistics(records, groups, delta_bytes, self._pending_bytes)
+        return JournalStatistics(records, groups, delta_bytes, self._pending_bytes, self._blocked_s)
 
     @property
     def _pending_bytes(self) -> int:

@@ -49,6 +49,10 @@ MAX_OUTPUT_ITEMS: Final = 4_096
 MAX_RETRY_AFTER_S: Final = 3_600.0
 """A longer Retry-After is no advice: 1e9, inf and dates of the far future are broken headers, and a run that believed
 them would sleep for years. The longest that the API sends for a limit it enforces is minutes."""
+MAX_RESET_S: Final = 86_400.0
+"""A longer reset of a rate limit is unknown: the longest window the API has is a day."""
+MAX_HEADER_LIMIT: Final = 1e12
+"""A larger limit in a header is none."""
 CONNECT_TIMEOUT_S: Final = 15.0
 """TCP and TLS handshake."""
 KEEPALIVE_S: Final = 60.0
@@ -63,6 +67,8 @@ AUTO_CONCURRENCY_START: Final = 8
 """Where `--concurrency auto` begins."""
 AUTO_CONCURRENCY_MAX: Final = 1_024
 """Where `--concurrency auto` stops growing."""
+MAX_LANES: Final = 256
+"""Models with a queue and limits of their own; a file that names more shares the first one's."""
 BACKOFF_ROOM: Final = 2
 """Jobs in memory per concurrency slot: one running, the others waiting out a backoff without a slot."""
 THROTTLED_ATTEMPTS_FACTOR: Final = 10

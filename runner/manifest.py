@@ -20,6 +20,7 @@ import orjson
 
 from runner import __version__
 from runner.errors import UsageError
+from runner.reservation import Reservation
 from runner.settings import Settings
 
 SCHEMA: Final = 1
@@ -46,7 +47,7 @@ def new(described: dict[str, Any], settings: Settings, base_url: str, seed: int,
         "synthetic": simulated,
         "seed": seed,
         "settings": settings.model_dump(mode="json"),
-        "reservation": f"{settings.reserve_output_tokens} output tokens where a line names no maximum",
+        "reservation": Reservation(settings.reserve_output_tokens).stated,
         "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in _VERSIONS},
         "host": {"name": socket.gethostname(), "platform": platform.platform(), "argv": _written(sys.argv[1:])},
     }

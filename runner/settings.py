@@ -63,6 +63,27 @@ class Price(BaseModel):
     """None: cached tokens cost what other input does."""
 
 
+class ModelLimits(BaseModel):
+    """What an endpoint allows one model, or family of models. None: no limit that is known beforehand."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rpm: Rate | None = None
+    """Requests a minute."""
+    tpm: Rate | None = None
+    """Tokens a minute, input and output together."""
+    input_tpm: Rate | None = None
+    """Input tokens a minute, where they are limited apart."""
+    output_tpm: Rate | None = None
+    """Output tokens a minute, likewise."""
+    rpd: Rate | None = None
+    """Requests in 24 hours."""
+    tpd: Rate | None = None
+    """Tokens in 24 hours."""
+    concurrency: int | None = Field(default=None, ge=1, le=MAX_CONCURRENCY)
+    """Streams at once."""
+
+
 class Settings(BaseSettings):
     """The settings of a run. Durations are seconds, or text such as "2h30m"."""
 
@@ -86,8 +107,8 @@ class Settings(BaseSettings):
     """Requests a minute; None: no limit of ours."""
     tpm: Rate | None = None
     """Tokens a minute, input and reserved output together; None: no limit of ours."""
-    reserve_output_tokens: int = Field(default=1024, ge=0)
-    """Reserved under `tpm` for a line that names no maximum; real usage corrects it afterwards."""
+    reserve_output_tokens: int | None = Field(default=None, ge=0)
+    """Reserved under `tpm` for a line that names no maximum; None: what such answers of its model used lately."""
     max_attempts: int = Field(default=5, ge=1, le=100)
     """Tries of one job, the first included. 429s have a bound of their own, ten times as high."""
     first_token_timeout: Duration = 300.0
@@ -125,6 +146,8 @@ class Settings(BaseSettings):
     """Of run.log."""
     seed: int | None = Field(default=None, ge=0)
     """Seed of the jitter in backoff; None: a fresh one, which the manifest names."""
+    limits: dict[str, ModelLimits] = Field(default_factory=dict)
+    """By model name; the longest name that the model asked for begins with counts, "*" is for all others."""
     prices: dict[str, Price] = Field(default_factory=dict)
     """By model name; the longest name that the answer's model begins with counts."""
 

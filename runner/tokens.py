@@ -62,6 +62,7 @@ class Estimate(NamedTuple):
     input_tokens: int
     output_tokens: int
     method: Literal["tiktoken", "heuristic"]
+    guessed: int = 0  # choices whose output nothing bounds, so that the default stands for it
 
 
 def estimate(job: Job, *, default_output_tokens: int) -> Estimate:
@@ -72,8 +73,8 @@ def estimate(job: Job, *, default_output_tokens: int) -> Estimate:
     size = sum(map(len, pieces))
     if encoding is not None and size <= TIKTOKEN_MAX_CHARS:
         counted = sum(len(encoding.encode_ordinary(piece)) for piece in pieces)
-        return Estimate(counted + extra, _output(job, default_output_tokens), "tiktoken")
-    return Estimate(sum(map(heuristic, pieces)) + extra, _output(job, default_output_tokens), "heuristic")
+        return _with_output(job, counted + extra, "tiktoken", default_output_tokens)
+    return _with_output(job, sum(map(heuristic, pieces)) + extra, "heuristic", default_output_tokens)
 
 
 def heuristic(text: str) -> int:
@@ -82,15 +83,18 @@ def heuristic(text: str) -> int:
     return -(-ascii_chars // 4) + (2 * (len(text) - ascii_chars) + 2) // 3
 
 
-def _output(job: Job, default: int) -> int:
+def _with_output(job: Job, counted: int, method: Literal["tiktoken", "heuristic"], default: int) -> Estimate:
     if job.api is Api.EMBEDDINGS:
-        return 0
+        return Estimate(counted, 0, method)
     body = job.body
     caps = [body.get(key) for key in ("max_completion_tokens", "max_output_tokens", "max_tokens")]
-    cap = next((cap for cap in caps if isinstance(cap, int) and not isinstance(cap, bool) and cap >= 0), default)
+    cap = next((cap for cap in caps if isinstance(cap, int) and not isinstance(cap, bool) and cap >= 0), None)
     best_of = body.get("best_of") if job.api is Api.COMPLETIONS else None
     each = max([count for count in (body.get("n"), best_of) if isinstance(count, int)], default=1)
-    return cap * max(each, 1) * _prompts(job)
+    choices = max(each, 1) * _prompts(job)
+    if cap is None:
+        return Estimate(counted, default * choices, method, guessed=choices)
+    return Estimate(counted, cap * choices, method)
 
 
 def _prompts(job: Job) -> int:

@@ -19,8 +19,8 @@ from datetime import UTC, datetime
 import httpx2
 import orjson
 
-from runner import records, tokens
-from runner.admission import Admission, AdmissionClosed, NeverFits, Ticket
+from runner import ratelimits, records, tokens
+from runner.admission import Admission, AdmissionClosed, Need, NeverFits, Ticket
 from runner.attempt import Attempted, run_attempt
 from runner.client import Client
 from runner.costs import cost_of
@@ -35,6 +35,7 @@ from runner.outcome import Completed, Failed, Outcome, Usage
 from runner.progress import Echo
 from runner.records import History, Retry
 from runner.redact import Redactor
+from runner.reservation import Reservation
 from runner.retries import AttemptFailed, retrying
 from runner.settings import Settings
 from runner.wire import choices_of, encode_body
@@ -61,6 +62,7 @@ class Bench:
     journal: Journal
     metrics: RunMetrics
     redactor: Redactor
+    reservation: Reservation
     rng: random.Random
     sleep: Callable[[float], Awaitable[None]]
     """Sleeps a backoff; raises when the run drains."""
@@ -95,7 +97,9 @@ class _JobRun:
         self._job = job
         settings = bench.settings
         self._content = b""
-        self._tokens = 0
+        self._need = Need(0, 0)
+        self._guessed = 0
+        self._ticket: Ticket | None = None
         self._deadlines = Deadlines(settings.first_token_timeout, settings.idle_timeout, settings.total_timeout)
         model = job.body.get("model", settings.model)
         self._history = History(bench.endpoint, model if isinstance(model, str) else None)
@@ -121,8 +125,10 @@ class _JobRun:
     def _prepare(self) -> None:
         settings = self._bench.settings
         self._content = encode_body(self._job, model=settings.model, stream_options=settings.stream_options)
-        estimate = tokens.estimate(self._job, default_output_tokens=settings.reserve_output_tokens)
-        self._tokens = estimate.input_tokens + estimate.output_tokens
+        default = self._bench.reservation.output_tokens(self._history.model)
+        estimate = tokens.estimate(self._job, default_output_tokens=default)
+        self._guessed = estimate.guessed
+        self._need = Need(estimate.input_tokens, estimate.output_tokens)
 
     # ── Attempts ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -145,7 +151,7 @@ class _JobRun:
         bench, history = self._bench, self._history
         if self._last is not None:
             self._note_retry(self._last)
-        ticket = await bench.admission.acquire(self._tokens)
+        ticket = self._ticket = await bench.admission.acquire(history.model, self._need)
         used: Usage | None = None
         try:
             history.queue_s = time.monotonic() - self._read_at
@@ -156,7 +162,7 @@ class _JobRun:
             self._last = await self._send(ticket)
             used = self._last.outcome.usage
         finally:
-            bench.admission.settle(ticket, used.total_tokens if used else None)
+            bench.admission.settle(ticket, used)
             bench.admission.release(ticket)
         return self._last.outcome
 
@@ -173,18 +179,22 @@ class _JobRun:
         )
         outcome = attempted.outcome
         if isinstance(outcome, Failed):
-            self._failed(outcome.fault)
+            self._failed(ticket, outcome.fault)
+        elif not attempted.chunks and outcome.usage is not None:
+            bench.admission.received(outcome.usage.output_tokens)
         return attempted
 
     def _headers_came(self, response: httpx2.Response) -> None:
-        self._bench.admission.succeeded()
+        assert self._ticket is not None
+        self._bench.admission.answered(self._ticket, ratelimits.of_raw(response.headers.raw))
 
-    def _failed(self, fault: Fault) -> None:
+    def _failed(self, ticket: Ticket, fault: Fault) -> None:
         bench = self._bench
         log.info("attempt failed", extra={"job": self._job.id, "fault": fault.kind.value, "status": fault.status})
         bench.metrics.attempt_failed(fault.kind.value)
         if fault.row.throttle:
-            bench.admission.throttled(fault.retry_after_s)
+            ramp = fault.kind is FaultKind.SLOW_DOWN
+            bench.admission.throttled(ticket, fault.limits, fault.retry_after_s, ramp=ramp)
 
     def _note_retry(self, attempted: Attempted) -> None:
         outcome = attempted.outcome
@@ -224,6 +234,7 @@ class _JobRun:
         self._seq += 1
         if delta.kind.is_content:
             bench.metrics.delta()
+            bench.admission.received()
         if bench.echo is not None and delta.text:
             bench.echo.text(self._job.id, delta.text)
 
@@ -238,6 +249,8 @@ class _JobRun:
         completed = isinstance(outcome, Completed)
         model = outcome.body.get("model") if isinstance(outcome, Completed) else None
         cost = cost_of(outcome.usage, model or self._history.model, bench.settings.prices)
+        if completed and self._guessed and outcome.usage is not None:
+            bench.reservation.observe(self._history.model, outcome.usage.output_tokens // self._guessed)
         unwanted = self._unwanted(outcome) if isinstance(outcome, Completed) else None
         record = records.of_job(self._job, self._history, self._last, outcome, cost=cost, unwanted=unwanted)
         if not completed:

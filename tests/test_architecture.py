@@ -27,6 +27,7 @@ PURE = (
     "metrics",
     "outcome",
     "parsing",
+    "ratelimits",
     "records",
     "redact",
     "sketch",

@@ -21,6 +21,7 @@ from runner.limits import BACKOFF_ROOM
 from runner.metrics import RunMetrics
 from runner.pipeline import Pipeline
 from runner.redact import Redactor
+from runner.reservation import Reservation
 from runner.settings import Settings
 from runner.testing.virtual_time import run_virtual
 from runner.worker import Bench
@@ -145,6 +146,7 @@ class World:
             journal=self.journal,  # type: ignore[arg-type]
             metrics=self.metrics,
             redactor=Redactor(),
+            reservation=Reservation(),
             rng=random.Random(1),
             sleep=self.drain.sleep,
             resumed=self.resumed,

@@ -1,0 +1,103 @@
+"""A rate for servers that refuse requests but don't name their limits. Pure but for the clock it is given.
+
+Until the first 429 it only holds back the start: START_PER_S, doubling every second, so that an unknown limit is met by
+one request too many and not by a hundred. A 429 makes it a limit: what the server is known to bear, less BACK_OFF. A
+bucket that holds one second's worth lets at most limit × (w + 1 s) through in w seconds, so what any stretch of the
+last seconds shows is a lower bound, and the highest of them, just after a refusal, a close one.
+
+From there it comes back along a cubic (as TCP's congestion control does, RFC 9438): quickly at first, hardly at all
+about the rate that failed, then ever faster, for the limit may have risen. So a server refuses little, and seldom. All
+steps are in proportion, for limits from 60 to 30,000 a minute.
+
+After a slow_down above a million input tokens a minute the growth is what the API asks for, half as much again in 15
+minutes (its guide to errors).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+START_PER_S: Final = 20.0
+ENOUGH_PER_S: Final = 2_000.0
+"""The start is over: one process sends no faster."""
+BACK_OFF: Final = 0.08
+"""The part of what the server bore that is given up."""
+BACK_S: Final = 10.0
+MAX_BACK_S: Final = 40.0
+"""How long it takes to come back to the rate that failed: longer with every refusal, as the estimate gets better."""
+SAVED_S: Final = 1.0
+"""A server may have saved up so much of its allowance when it begins to be used."""
+RAMP: Final = math.log(1.5) / 900
+"""Growth a second after slow_down."""
+GROWTH_S: Final = 600.0
+"""After this long without a refusal it no longer grows faster."""
+MEMORY_S: Final = 10.0
+"""What the server bore is remembered this long, in bins of BIN_S."""
+BIN_S: Final = 0.25
+FLOOR_PER_S: Final = 1 / 30
+"""Two requests a minute: a probe always goes on."""
+
+
+class Pace:
+    """The rate of one lane's requests."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._since_s: float | None = None  # the start, or the end of the last refusal
+        self._failed: float | None = None  # the rate that was refused last
+        self._gently = False
+        self._back_s = BACK_S
+        self._bins: deque[list[float]] = deque()  # [start of the bin, requests accepted]
+        self._known = False
+
+    def know(self) -> None:
+        """The limits are known: nothing is to be found out."""
+        self._known = True
+
+    def bore(self) -> None:
+        """A request was accepted."""
+        now = self._clock()
+        if not self._bins or now - self._bins[-1][0] >= BIN_S:
+            self._bins.append([now, 0.0])
+            while self._bins[0][0] < now - MEMORY_S:
+                self._bins.popleft()
+        self._bins[-1][1] += 1
+
+    def exceeded(self, wait_s: float, *, gently: bool = False) -> None:
+        """Requests were refused; nothing is sent for `wait_s`."""
+        if self._bins:
+            failed = max(FLOOR_PER_S, min(self.per_s, ENOUGH_PER_S, self._borne()))
+            if self._failed is not None:
+                self._back_s = min(2 * self._back_s, MAX_BACK_S)
+            self._failed = failed
+            self._known = False
+            self._bins.clear()
+        # Else it was refused at once: that is no question of the rate, and waiting is the cool-down's.
+        self._gently = gently
+        self._since_s = self._clock() + wait_s
+
+    def _borne(self) -> float:
+        """The most that a stretch up to now shows the server to bear, in requests a second."""
+        now, count, best = self._clock(), 0.0, 0.0
+        for start, accepted in reversed(self._bins):
+            count += accepted
+            best = max(best, count / (now - start + SAVED_S))
+        return best
+
+    @property
+    def per_s(self) -> float:
+        """Requests a second as of now; inf where nothing holds them back."""
+        if self._known:
+            return math.inf
+        if self._since_s is None:
+            self._since_s = self._clock()
+        elapsed = max(0.0, self._clock() - self._since_s)
+        if self._failed is None:
+            rate = START_PER_S * 2 ** min(elapsed, 60.0)
+            return rate if rate < ENOUGH_PER_S else math.inf
+        if self._gently:
+            return self._failed * (1 - BACK_OFF) * math.exp(RAMP * elapsed)
+        return self._failed * (1 + BACK_OFF * (min(elapsed, GROWTH_S) / self._back_s - 1) ** 3)

@@ -1,0 +1,104 @@
+"""The x-ratelimit headers of an answer → what the server says of its limits. Pure.
+
+Source: the API's guide to rate limits, section on headers: `x-ratelimit-{limit,remaining,reset}-{requests,tokens}` and
+`…-project-tokens`, resets as Go durations ("20ms", "6m0s", "1h2m") until the bucket is full again. Servers that imitate
+it write plain seconds too, and fill in what they don't know with -1, 0 or nothing: what makes no sense is unknown,
+never zero.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Final, NamedTuple
+
+from runner.limits import MAX_HEADER_LIMIT, MAX_RESET_S
+
+_UNITS_S: Final = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ns": 1e-9}
+_PART: Final = re.compile(r"(\d+\.?\d*|\.\d+)(h|ms|m|us|µs|μs|ns|s)")
+_WHOLE: Final = re.compile(rf"(?:{_PART.pattern})+")
+
+LONGEST_MINUTE_S: Final = 600.0
+"""A window that looks longer than this is no minute, however coarsely the reset was rounded."""
+
+
+class Allowance(NamedTuple):
+    """One limit, as the server sees it. None is unknown."""
+
+    limit: float | None = None  # per minute
+    remaining: float | None = None  # as of this answer, its own request already taken off
+    reset_s: float | None = None  # until it is full again
+
+    @property
+    def per_minute(self) -> float | None:
+        """The limit, unless what its reset says makes it one of hours or days (the API shows RPD in the same header).
+
+        limit − remaining comes back in `reset_s`, hence the whole limit in the window that this makes.
+        """
+        if self.limit is None or self.remaining is None or self.reset_s is None or self.remaining >= self.limit:
+            return self.limit
+        window_s = self.reset_s * self.limit / (self.limit - self.remaining)
+        return self.limit if window_s <= LONGEST_MINUTE_S else None
+
+
+class RateLimits(NamedTuple):
+    """What one answer says."""
+
+    requests: Allowance = Allowance()
+    tokens: Allowance = Allowance()
+
+
+UNKNOWN: Final = RateLimits()
+
+
+def of_raw(headers: Iterable[tuple[bytes, bytes]]) -> RateLimits:
+    """The same from the raw headers of an answer; most have none of these, and then it costs next to nothing."""
+    found = {name.lower().decode("latin-1"): value for name, value in headers if name[:12].lower() == b"x-ratelimit-"}
+    return read({name: value.decode("latin-1") for name, value in found.items()}) if found else UNKNOWN
+
+
+def read(headers: Mapping[str, str]) -> RateLimits:
+    """Reads the headers of an answer; of tokens and project-tokens the tighter one counts."""
+    tokens, project = _allowance(headers, "tokens"), _allowance(headers, "project-tokens")
+    return RateLimits(_allowance(headers, "requests"), _tighter(tokens, project))
+
+
+def go_duration(text: str | None) -> float | None:
+    """`6m0s` → 360.0, `20ms` → 0.02, `1.5` → 1.5 (plain seconds); None for anything else.
+
+    Source: time.ParseDuration of Go, without its signs.
+    """
+    if text is None:
+        return None
+    text = text.strip().lower()
+    if _WHOLE.fullmatch(text):
+        seconds = sum(float(number) * _UNITS_S[unit] for number, unit in _PART.findall(text))
+    else:
+        seconds = _number(text)
+    return seconds if 0 <= seconds <= MAX_RESET_S else None
+
+
+def _allowance(headers: Mapping[str, str], what: str) -> Allowance:
+    limit = _number(headers.get(f"x-ratelimit-limit-{what}"))
+    remaining = _number(headers.get(f"x-ratelimit-remaining-{what}"))
+    return Allowance(
+        limit if 0 < limit <= MAX_HEADER_LIMIT else None,
+        remaining if 0 <= remaining <= MAX_HEADER_LIMIT else None,
+        go_duration(headers.get(f"x-ratelimit-reset-{what}")),
+    )
+
+
+def _tighter(one: Allowance, other: Allowance) -> Allowance:
+    """The limit that is lower, and of what remains the lesser."""
+    limit = min((a.limit for a in (one, other) if a.limit is not None), default=None)
+    closer = min((a for a in (one, other) if a.remaining is not None), key=lambda a: a.remaining or 0.0, default=one)
+    return Allowance(limit, closer.remaining, closer.reset_s)
+
+
+def _number(text: str | None) -> float:
+    """NaN for what isn't a number: it fails every comparison."""
+    try:
+        return float(text) if text is not None else math.nan
+    except ValueError:
+        return math.nan

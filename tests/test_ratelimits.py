@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runner.limits import MAX_RESET_S
+from runner.ratelimits import Allowance, RateLimits, go_duration, read
+
+UNKNOWN = Allowance()
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("20ms", 0.02),
+        ("6m0s", 360.0),
+        ("1h2m", 3720.0),
+        ("1h2m3.5s", 3723.5),
+        ("0s", 0.0),
+        ("120µs", 0.00012),
+        (" 1S ", 1.0),
+        ("7", 7.0),
+        ("0.25", 0.25),
+        (".5s", 0.5),
+        ("", None),
+        (None, None),
+        ("-1s", None),
+        ("soon", None),
+        ("1d", None),
+        ("nan", None),
+        ("inf", None),
+        ("99999h", None),
+        ("1s later", None),
+    ],
+)
+def test_a_go_duration_is_read_as_go_does(text, seconds):
+    assert go_duration(text) == (seconds if seconds is None else pytest.approx(seconds))
+
+
+@given(st.text())
+def test_no_text_is_more_than_unknown(text):
+    seconds = go_duration(text)
+    assert seconds is None or 0 <= seconds <= MAX_RESET_S
+    names = [f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")]
+    found = read(dict.fromkeys(names, text))
+    assert all(value is None or value >= 0 for allowance in found for value in allowance)
+
+
+@given(st.integers(0, 23), st.integers(0, 59), st.integers(0, 59), st.integers(0, 999))
+def test_every_duration_that_go_writes_is_read(hours, minutes, seconds, millis):
+    text = f"{hours}h{minutes}m{seconds}.{millis:03d}s"
+    assert go_duration(text) == pytest.approx(hours * 3600 + minutes * 60 + seconds + millis / 1000)
+
+
+def test_the_headers_of_the_api_are_read():
+    found = read(
+        {
+            "x-ratelimit-limit-requests": "500",
+            "x-ratelimit-remaining-requests": "499",
+            "x-ratelimit-reset-requests": "120ms",
+            "x-ratelimit-limit-tokens": "30000",
+            "x-ratelimit-remaining-tokens": "29000",
+            "x-ratelimit-reset-tokens": "2s",
+        }
+    )
+    assert found == RateLimits(Allowance(500, 499, 0.12), Allowance(30_000, 29_000, 2.0))
+
+
+def test_of_tokens_and_project_tokens_the_tighter_counts():
+    found = read(
+        {
+            "x-ratelimit-limit-tokens": "30000",
+            "x-ratelimit-remaining-tokens": "29000",
+            "x-ratelimit-reset-tokens": "2s",
+            "x-ratelimit-limit-project-tokens": "50000",
+            "x-ratelimit-remaining-project-tokens": "100",
+            "x-ratelimit-reset-project-tokens": "60s",
+        }
+    )
+    assert found.tokens == Allowance(30_000, 100, 60.0)
+
+
+@pytest.mark.parametrize("text", ["-1", "0", "", "unlimited", "nan", "inf", "1e30"])
+def test_a_limit_that_makes_no_sense_is_unknown(text):
+    assert read({"x-ratelimit-limit-requests": text}).requests == UNKNOWN
+
+
+def test_nothing_remaining_is_known_and_not_unknown():
+    assert read({"x-ratelimit-remaining-tokens": "0"}).tokens.remaining == 0
+
+
+def test_without_headers_all_is_unknown():
+    assert read({}) == RateLimits()
+
+
+@pytest.mark.parametrize(
+    ("allowance", "per_minute"),
+    [
+        (Allowance(600, 599, 0.1), 600),
+        (Allowance(600, 9, 0.1), 600),  # a bucket of one second's worth
+        (Allowance(600, 600, 0.0), 600),
+        (Allowance(600), 600),
+        (Allowance(10_000, 9_999, 8.64), None),  # a day's: 86,400 s / 10,000
+        (Allowance(200, 0, 7_200.0), None),
+        (Allowance(), None),
+    ],
+)
+def test_a_limit_of_a_day_is_not_taken_for_one_of_a_minute(allowance, per_minute):
+    assert allowance.per_minute == per_minute
