@@ -15,7 +15,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import anyio
 import anyio.to_thread
@@ -26,7 +26,7 @@ from runner.admission import Admission, AdmissionStatistics
 from runner.client import Client
 from runner.concurrency import AdaptiveConcurrency, Concurrency, FixedConcurrency
 from runner.drain import Drain, Reason
-from runner.errors import RunnerError, UsageError
+from runner.errors import DamagedOutputError, RunnerError, UsageError
 from runner.files import OsFiles
 from runner.folder import LOG, SUMMARY, Folder, held, open_folder, write_summary
 from runner.journal import Journal
@@ -44,6 +44,9 @@ from runner.source import check_readable
 from runner.target import Target, resolve
 from runner.terminal import stream_may_be_gone
 from runner.worker import Bench
+
+NOTABLE: Final = 0.02
+"""What took less than this part of a run didn't limit it."""
 
 
 class Result(NamedTuple):
@@ -167,7 +170,7 @@ def _earlier_facts(folder: Path) -> dict[str, Any]:
         found = orjson.loads((folder / SUMMARY).read_bytes())["run"]
     except (FileNotFoundError, KeyError, TypeError, orjson.JSONDecodeError):
         found = None
-    if isinstance(found, dict):
+    if isinstance(found, dict) and {"folder", "ended", "resumed", "remaining", "next"} <= found.keys():
         return found
     return {"folder": str(folder), "ended": "unknown: there was no summary", "resumed": 0, "remaining": 0, "next": ""}
 
@@ -215,8 +218,10 @@ class _Run:
         folder.write_manifest(self._bench.redactor.redact_json(current))
         self._announce()
         pipeline = Pipeline(self._bench, self._drain, self._plan.paths, folder.done, handle_signals=handle_signals)
+        echoing = settings.echo and sys.stdout.isatty() and sys.stderr.isatty()
         try:
-            async with live_view(settings.progress, self._snapshot, sys.stderr):
+            async with live_view(settings.progress, self._snapshot, sys.stderr, echoing=echoing) as say:
+                pipeline.notify = say
                 await pipeline.run()
         finally:
             with anyio.CancelScope(shield=True):
@@ -243,6 +248,8 @@ class _Run:
         """summary.json and the table, from the records in the folder."""
         made = await anyio.to_thread.run_sync(_summarize, self._folder.path / RESULTS)
         reason = self._drain.reason
+        if reason is not None and reason.exit_code == 4 and self._remaining(made) == 0:
+            reason = None  # it came with the last job: there was nothing left to stop
         code = _exit_code(made, reason)
         made["run"] = self._facts(made, reason, code)
         write_summary(self._folder.fs, self._folder.path, made)
@@ -251,12 +258,19 @@ class _Run:
                 summary.print_table(made, sys.stderr)
         return Result(code, self._folder.path, made)
 
+    def _remaining(self, made: dict[str, Any]) -> int | None:
+        """Lines without a record; None where the input can't be counted."""
+        total = self._metrics.total
+        return None if total is None else max(0, total - made["counts"]["total"])
+
     def _facts(self, made: dict[str, Any], reason: Reason | None, code: int) -> dict[str, Any]:
         """What only this run knows."""
         metrics, admission = self._metrics, self._admission.statistics()
         ran = metrics.succeeded + metrics.failed
         elapsed_s = max(metrics.elapsed_s, 1e-9)
-        remaining = None if metrics.total is None else max(0, metrics.total - made["counts"]["total"])
+        waits = {**admission.blocked_s, "disk": self._journal.statistics().blocked_s}
+        blocked = {name: round(seconds, 3) for name, seconds in waits.items()}
+        remaining = self._remaining(made)
         return {
             "folder": str(self._folder.path),
             "exit_code": code,
@@ -267,8 +281,10 @@ class _Run:
             "output_tokens_per_s": round(metrics.totals.tokens["output_tokens"] / elapsed_s, 3),
             "resumed": metrics.resumed,
             "remaining": remaining,
-            "limits": admission._asdict(),
-            "limited_by": _limited_by(admission),
+            "limits": {key: value for key, value in admission._asdict().items() if key != "blocked_s"},
+            "blocked_s": blocked,
+            "limited_by": _limited_by(blocked, elapsed_s),
+            "allowance_used": _used_of(admission, metrics, elapsed_s),
             "next": _advice(made, remaining, code),
         }
 
@@ -284,7 +300,10 @@ def _with_model(settings: Settings) -> Settings:
 
 def _summarize(path: Path) -> dict[str, Any]:
     with path.open("rb") as lines:
-        return summary.summarize(lines)
+        try:
+            return summary.summarize(lines)
+        except ValueError as error:
+            raise DamagedOutputError(f"{path}: {error}: the next run repairs what a crash left") from None
 
 
 def _exit_code(made: dict[str, Any], reason: Reason | None) -> int:
@@ -293,11 +312,18 @@ def _exit_code(made: dict[str, Any], reason: Reason | None) -> int:
     return 1 if made["counts"]["failed"] else 0
 
 
-def _limited_by(admission: AdmissionStatistics) -> str:
-    """What the first in line waited for longest."""
-    blocked = admission.blocked_s
+def _limited_by(blocked: dict[str, float], elapsed_s: float) -> str:
+    """What the first in line (or the streams, for the disk) waited for longest; a moment is nothing."""
     longest = max(blocked, key=lambda name: blocked[name], default="")
-    return longest if blocked.get(longest, 0.0) > 0 else "nothing"
+    return longest if blocked.get(longest, 0.0) > NOTABLE * elapsed_s else "nothing"
+
+
+def _used_of(admission: AdmissionStatistics, metrics: RunMetrics, elapsed_s: float) -> dict[str, float]:
+    """The part of RPM and TPM that this run used, where they are known."""
+    totals = metrics.totals
+    tokens = totals.tokens["input_tokens"] + totals.tokens["output_tokens"]
+    used = {"rpm": (totals.attempts, admission.rpm_allowed), "tpm": (tokens, admission.tpm_allowed)}
+    return {name: round(n / (allowed * elapsed_s / 60), 4) for name, (n, allowed) in used.items() if allowed}
 
 
 def _advice(made: dict[str, Any], remaining: int | None, code: int) -> str:

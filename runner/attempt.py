@@ -106,6 +106,7 @@ class _Reader:
         self._chars = 0
         self._sent_ns = time.monotonic_ns()
         self._last_ns: int | None = None
+        self._ended_ns: int | None = None
         self._result = Attempted(Failed(Fault(FaultKind.INTERNAL, "the attempt has not ended")))
 
     def elapsed_s(self) -> float:
@@ -159,7 +160,9 @@ class _Reader:
                 raise _FaultError(Fault(FaultKind.TOO_LARGE, f"the stream is larger than {MAX_STREAM_BYTES} bytes"))
             if self._take_block(decoder, block, now_ns, watch):
                 break
-            await self._sink.room()
+            with watch.suspended():
+                await self._sink.room()
+        self._ended_ns = time.monotonic_ns()
         if not self._stopped:
             await _drain(body)
 
@@ -220,7 +223,8 @@ class _Reader:
 
     def conclude(self, fault: Fault | None) -> Attempted:
         """The one place that says how an attempt ended."""
-        self._result.duration_s = self.elapsed_s()
+        ended_ns = self._ended_ns or time.monotonic_ns()
+        self._result.duration_s = (ended_ns - self._sent_ns) / 1e9
         self._result.outcome = self._outcome(fault)
         return self._result
 

@@ -12,6 +12,7 @@ import httpx2
 from openai import APIConnectionError, APITimeoutError, AsyncOpenAI, DefaultAsyncHttpxClient
 
 from runner.jobs import Api
+from runner.limits import ERROR_BODY_TIMEOUT_S, MAX_ERROR_BODY_BYTES
 from runner.transport import BODY, Body, Template, Transport, environment_proxy
 
 _STREAM_HEADERS: Final = {
@@ -20,6 +21,18 @@ _STREAM_HEADERS: Final = {
     "Content-Type": "application/json",
 }
 _PLAIN_HEADERS: Final = _STREAM_HEADERS | {"Accept": "application/json"}
+
+
+async def _refusal(response: httpx2.Response, request: httpx2.Request) -> httpx2.Response:
+    """A bad answer with as much of its body as came: the status counts, whatever becomes of the body."""
+    body: Body = response.extensions[BODY]
+    try:
+        content = await body.read_some(MAX_ERROR_BODY_BYTES, ERROR_BODY_TIMEOUT_S)
+    finally:
+        await body.aclose()
+    coded = ("content-encoding", "content-length", "transfer-encoding")
+    headers = [(name, value) for name, value in response.headers.multi_items() if name.lower() not in coded]
+    return httpx2.Response(response.status_code, headers=headers, content=content, request=request)
 
 
 class PreparedOpenAI(AsyncOpenAI):
@@ -59,8 +72,7 @@ class PreparedOpenAI(AsyncOpenAI):
             raise APIConnectionError(request=template.request) from error
         if response.is_success:
             return response
-        await response.aread()
-        raise self._make_status_error_from_response(response)
+        raise self._make_status_error_from_response(await _refusal(response, template.request))
 
     def _template(self, options: Any) -> Template:
         key = (options.url, self.api_key, *options.headers.items())

@@ -7,11 +7,17 @@ when it goes off: progress is a store into an attribute, so that a chunk costs n
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Final
 
 import anyio
 
 from runner.faults import FaultKind
+
+SUSPENDED_CHECK_S: Final = 1.0
+"""How soon a suspended deadline is looked at again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +48,25 @@ class Watch:
         self._timer: asyncio.TimerHandle | None = None
         self.scope = anyio.CancelScope()
         self.fired: FaultKind | None = None
+        self._suspended = False
 
     def progress(self) -> None:
         """A delta with content, or a sign of work, has arrived."""
         self._last = self._loop.time()
+
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """While it lasts the wait is ours, not the server's: no deadline comes nearer."""
+        start = self._loop.time()
+        self._suspended = True
+        try:
+            yield
+        finally:
+            self._suspended = False
+            waited = self._loop.time() - start
+            self._started += waited
+            if self._last is not None:
+                self._last += waited
 
     def _due(self) -> tuple[float, FaultKind] | None:
         """The earliest deadline as of now."""
@@ -65,7 +86,9 @@ class Watch:
         if due is None:
             return
         when, kind = due
-        if self._loop.time() >= when:
+        if self._suspended:
+            self._timer = self._loop.call_later(SUSPENDED_CHECK_S, self._check)
+        elif self._loop.time() >= when:
             self.fired = kind
             self.scope.cancel()
         else:

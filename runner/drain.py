@@ -35,6 +35,10 @@ class Drain:
         """Whether no further job may begin."""
         return self._asked.is_set()
 
+    async def wait(self) -> None:
+        """Returns when the drain has begun."""
+        await self._asked.wait()
+
     def ask(self, exit_code: int, text: str) -> None:
         """Begins the drain. The first reason stands."""
         if self.reason is None:

@@ -26,6 +26,7 @@ from runner.recovery import (
     TORN,
     Entry,
     Recovered,
+    chosen_ids,
     failed,
     named,
     recover,
@@ -116,22 +117,28 @@ async def open_folder(fs: FileSystem, plan: Plan) -> Folder:
     if earlier is not None:
         manifest.check_same_input(earlier, described, plan.out)
     folder.recovered = await anyio.to_thread.run_sync(recover, fs, plan.out)
-    if plan.retry_failed and folder.recovered.failed:
-        await _set_aside(folder, failed)
+    if earlier is not None and len(folder.done):
+        manifest.check_same_origin(earlier, simulated=plan.simulate is not None, folder=plan.out)
+    changed: set[int] = set()
     if earlier is not None and len(folder.done) and not manifest.unchanged(earlier, described):
-        await _check_changes(folder, plan)
+        changed = await _changed(folder, plan)
+    if changed or (plan.retry_failed and folder.recovered.failed):
+        is_changed = named(changed)
+        await _set_aside(folder, lambda entry: is_changed(entry) or (plan.retry_failed and failed(entry)))
     return folder
 
 
-async def _check_changes(folder: Folder, plan: Plan) -> None:
+async def _changed(folder: Folder, plan: Plan) -> set[int]:
+    """Ids (digests) of finished jobs that now ask something else; refused where the user didn't accept it."""
     if STDIN in plan.paths:
-        return  # it can't be read ahead: the pipeline looks at each job as it comes
-    changed = await preflight.changed_jobs(plan.paths, folder.done)
-    if not changed:
-        return
-    if not plan.accept_changes:
-        raise preflight.changes_refused(changed, plan.paths)
-    await _set_aside(folder, named({digest64(name.encode()) for name in changed}))
+        return set()  # it can't be read ahead: the pipeline looks at each job as it comes
+    changed = {digest64(name.encode()): name for name in await preflight.changed_jobs(plan.paths, folder.done)}
+    if changed and not plan.accept_changes:
+        again = await anyio.to_thread.run_sync(chosen_ids, folder.fs, folder.path, failed) if plan.retry_failed else ()
+        kept = [name for key, name in changed.items() if key not in again]
+        if kept:
+            raise preflight.changes_refused(kept, plan.paths)
+    return set(changed)
 
 
 async def _set_aside(folder: Folder, chosen: Callable[[Entry], bool]) -> None:

@@ -48,9 +48,11 @@ def _of_status(error: openai.APIStatusError) -> Fault:
 def parse_error_body(content: bytes) -> Any:
     """An error body as JSON where it is JSON, else as text, bounded."""
     try:
-        return orjson.loads(content)
-    except orjson.JSONDecodeError:
+        body = orjson.loads(content)
+        orjson.dumps([[[[body]]]])  # what is nested deeper than a record can hold is kept as text
+    except (orjson.JSONDecodeError, orjson.JSONEncodeError, TypeError):
         return content.decode("utf-8", "replace")[:MAX_ERROR_TEXT_CHARS]
+    return body
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

@@ -97,7 +97,7 @@ class Ticket:
     need: Need
     lane: Lane
     limiter_wait_s: float
-    """Time spent, as the head of the queue, on limits and cool-down."""
+    """Time in line in which the head of it waited for limits or a cool-down."""
     granted_s: float
     nth: int
     """Requests that the lane had admitted by then, this one included."""
@@ -111,6 +111,8 @@ class Ticket:
 @dataclass(slots=True, eq=False)
 class _Waiter:
     need: Need
+    limited_before_s: float
+    since_s: float
     turn: asyncio.Future[Ticket]
 
 
@@ -143,7 +145,9 @@ class Lane:
         self._pace = Pace(clock)
         self._paced_until = 0.0
         self._refunds = True
-        self._last_episode_s = -math.inf
+        self._limited_s = 0.0
+        """How long heads of this lane have waited for limits and cool-downs."""
+        self._episode_s = -math.inf
         self._input = Sliding(clock)
         if "rpm" in self.buckets or gate.requests is not None:
             self._pace.know()
@@ -165,7 +169,7 @@ class Lane:
         Raises:
             AdmissionClosed: the run drains.
         """
-        waiter = _Waiter(need, asyncio.get_running_loop().create_future())
+        waiter = _Waiter(need, self._limited_s, self._clock(), asyncio.get_running_loop().create_future())
         self._queue.append(waiter)
         self.wake()
         try:
@@ -218,7 +222,7 @@ class Lane:
         self._learn(ticket, said)
         self._answered = True
         self._pace.bore()
-        if self._clock() >= self.cool_until:
+        if ticket.granted_s >= self.cool_until:  # what was sent before the cool-down proves nothing
             self._probing = False
             self._cool_next_s = COOLDOWN_START_S
         self.wake()
@@ -231,7 +235,8 @@ class Lane:
         now = self._clock()
         lowered = self._learn(ticket, said)
         self._answered = True
-        new_episode = now >= self.cool_until
+        # Whatever was sent before the last episode began belongs to it.
+        new_episode = now >= self.cool_until and ticket.granted_s >= self._episode_s
         if new_episode:
             repeated = self._cool_next_s > COOLDOWN_START_S
             # The server's advice is enough the first time; when its probe meets another 429, it was too short.
@@ -253,8 +258,8 @@ class Lane:
         """
         now = self._clock()
         known = "rpm" in self.buckets or self._gate.requests is not None
-        seldom = now - self._last_episode_s > 60
-        self._last_episode_s = now
+        seldom = now - self._episode_s > 60
+        self._episode_s = now
         # By our count there was room: what we give back after an answer, this server may not.
         self._refunds = self._refunds and lowered
         if gently or not (lowered or (known and seldom)):
@@ -306,15 +311,15 @@ class Lane:
 
     async def _admit(self, head: _Waiter) -> None:
         """Sees the head of the queue through, unless it is cancelled on the way."""
-        waited = await self._until("server", self._cooled, head)
+        await self._until("server", self._cooled, head)
         await self._until("concurrency", self._room, head)
-        waited += await self._until("server", self._paced, head)
-        paid, paying_s = await self._pay(head)
+        await self._until("start" if self._pace.searching else "server", self._paced, head)
+        paid = await self._pay(head)
         entry = await self._gate.enter(head.need.tokens, head.turn.done)
-        waited += paying_s + entry.waited_s
+        self._limited_s += entry.waited_s
         while self._cooled() is not None and not head.turn.done() and not self._gate.closed:
             self._gate.leave()  # the slot is for another lane meanwhile
-            waited += await self._until("server", self._cooled, head)
+            await self._until("server", self._cooled, head)
             await self._gate.enter(None, head.turn.done)
         if head.turn.done() or self._gate.closed:
             self._return(head.need, paid)
@@ -323,17 +328,17 @@ class Lane:
             self._gate.leave()
             return
         self._queue.popleft()
-        head.turn.set_result(self._grant(head.need, waited))
+        head.turn.set_result(self._grant(head))
 
-    async def _pay(self, head: _Waiter) -> tuple[list[str], float]:
+    async def _pay(self, head: _Waiter) -> list[str]:
+        """Pays the lane's own limits; returns which."""
         paid: list[str] = []
-        waited = 0.0
         for measure in MEASURES:
             bucket = self.buckets.get(measure.name)
             if bucket is not None and not head.turn.done() and not self._gate.closed:
-                waited += await self._gate.timed(measure.label, bucket.acquire(measure.of(head.need)))
+                self._limited_s += await self._gate.timed(measure.label, bucket.acquire(measure.of(head.need)))
                 paid.append(measure.name)
-        return paid, waited
+        return paid
 
     def _return(self, need: Need, paid: list[str]) -> None:
         """The head was cancelled at the door: what it paid in tokens is for the next; its request is lost."""
@@ -341,17 +346,20 @@ class Lane:
             if name not in ("rpm", "rpd"):
                 self.buckets[name].correct(_BY_NAME[name].of(need))
 
-    def _grant(self, need: Need, waited: float) -> Ticket:
+    def _grant(self, head: _Waiter) -> Ticket:
+        need, now = head.need, self._clock()
+        # A wait that had begun before it came counts in part only.
+        waited = min(self._limited_s - head.limited_before_s, now - head.since_s)
         self.in_flight += 1
         self._admitted += 1
         self._admitted_tokens += need.tokens
         self._input.add(need.input_tokens)
-        ticket = Ticket(need, self, waited, self._clock(), self._admitted, self._admitted_tokens, probe=self._probing)
+        ticket = Ticket(need, self, waited, now, self._admitted, self._admitted_tokens, probe=self._probing)
         if self._probing:
             self._probe = ticket
         return ticket
 
-    async def _until(self, what: str, ready: Callable[[], float | None], head: _Waiter) -> float:
+    async def _until(self, what: str, ready: Callable[[], float | None], head: _Waiter) -> None:
         """Waits until `ready` says None; a number is how long to wait at most before asking again."""
         start = self._clock()
         while (pause := ready()) is not None and not head.turn.done() and not self._gate.closed:
@@ -360,7 +368,8 @@ class Lane:
                 await self._changed.wait()
         waited = self._clock() - start
         self._gate.blocked[what] += waited
-        return waited
+        if what != "concurrency":
+            self._limited_s += waited
 
     def _cooled(self) -> float | None:
         remaining = self.cool_until - self._clock()

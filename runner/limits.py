@@ -38,6 +38,8 @@ MAX_BODY_BYTES: Final = 64 * MIB
 """One body that isn't streamed (embeddings of 2,048 inputs × 3,072 dimensions are 80 MB as text; users batch less)."""
 MAX_ERROR_BODY_BYTES: Final = 64 * KIB
 """What is read of an error answer."""
+ERROR_BODY_TIMEOUT_S: Final = 5.0
+"""…and how long to wait for it: the status has said the most of it."""
 MAX_ERROR_TEXT_CHARS: Final = 2_000
 """What is kept of a server's error message in a record."""
 MAX_CHOICES: Final = 128
@@ -110,6 +112,8 @@ SIMULATOR_WRITE_BYTES: Final = 64 * KIB
 """When this much waits for a slow reader the simulator stops writing: asyncio's own high-water mark."""
 
 # ── Text that is shown or logged ─────────────────────────────────────────────────────────────────────────────────
+MAX_ECHO_CHARS: Final = 1_000_000
+"""Of whole answers that wait for a slow one to be echoed."""
 MAX_REDACTED_DEPTH: Final = 512
 """Deeper values are cut when secrets are looked for: twice what orjson writes."""
 MAX_REDACTED_VALUES: Final = 10_000_000

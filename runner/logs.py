@@ -39,7 +39,7 @@ class JsonLines(logging.Formatter):
 def log_to(path: Path, level: str, redactor: Redactor) -> Iterator[None]:
     """Appends this program's log to `path` for as long as it lasts.
 
-    The libraries' loggers are held at WARNING: httpx2 logs request URLs at INFO, and a key may stand in one.
+    Of the libraries only warnings get in: httpx2 logs request URLs at INFO, and a key may stand in one.
 
     Raises:
         OutputError: the file can't be opened.
@@ -49,6 +49,7 @@ def log_to(path: Path, level: str, redactor: Redactor) -> Iterator[None]:
     except OSError as error:
         raise OutputError(f"{path}: {error.strerror}") from error
     handler = logging.StreamHandler(os.fdopen(descriptor, "a", encoding="utf-8", errors="backslashreplace"))
+    handler.addFilter(lambda record: record.levelno >= logging.WARNING or record.name.startswith("runner"))
     handler.addFilter(RedactingFilter(redactor))
     handler.setFormatter(JsonLines())
     # A log that can't be written must not end the run: the records matter, and they report a full disk themselves.

@@ -54,8 +54,12 @@ def new(described: dict[str, Any], settings: Settings, base_url: str, seed: int,
 
 
 def resumed(old: dict[str, Any], current: dict[str, Any]) -> dict[str, Any]:
-    """The manifest of a run that goes on: this run's facts, the first run's start, and a list of the resumes."""
-    resumes = [*old.get("resumes", []), current["started"]]
+    """The manifest of a run that goes on: this run's facts, the first run's start, and a list of the resumes.
+
+    Each resume names where it sent, since that may change.
+    """
+    resume = {"started": current["started"], "endpoint": current.get("endpoint")}
+    resumes = [*old.get("resumes", []), resume]
     return current | {"started": old.get("started", current["started"]), "resumes": resumes}
 
 
@@ -90,6 +94,21 @@ def check_same_input(old: dict[str, Any], described: dict[str, Any], folder: Pat
     raise UsageError(
         f"{folder} holds the run of {', '.join(before.get('paths', ['?']))}, not of {', '.join(described['paths'])}: "
         "name another folder with --out, or start anew with --fresh (what is there is kept aside)"
+    )
+
+
+def check_same_origin(old: dict[str, Any], *, simulated: bool, folder: Path) -> None:
+    """Refuses to mix made-up answers with real ones.
+
+    Raises:
+        UsageError: the folder holds the other kind.
+    """
+    if bool(old.get("synthetic")) == simulated:
+        return
+    kinds = ("simulated", "real") if not simulated else ("real", "simulated")
+    raise UsageError(
+        f"{folder} holds {kinds[0]} answers, and this run's are {kinds[1]}: name another folder with --out, or start "
+        "anew with --fresh (what is there is kept aside)"
     )
 
 

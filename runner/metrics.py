@@ -178,6 +178,8 @@ class Totals:
         self.chunks = 0
         self.tokens = dict.fromkeys(TOKENS, 0)
         self.cost: float | None = None
+        self.unpriced = 0
+        """Answers whose usage is known and whose cost isn't."""
         self.errors = Tally()
         self.finishes = Tally()
         self.retries = Tally()
@@ -197,6 +199,8 @@ class Totals:
             self.tokens[name] += getattr(job, name) or 0
         if job.cost is not None:
             self.cost = job.cost + (self.cost or 0.0)
+        else:
+            self.unpriced += job.output_tokens is not None
         if job.error_code is not None:
             self.errors.note(job.error_code)
         if job.finish is not None:
@@ -335,6 +339,11 @@ class RunMetrics:
     def failed(self) -> int:
         """Jobs of this run that failed, rejected lines included."""
         return self.totals.failed
+
+    @property
+    def unpriced(self) -> bool:
+        """Whether an answer with known usage had no price."""
+        return self.totals.unpriced > 0
 
     @property
     def cost(self) -> float:

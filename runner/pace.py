@@ -57,6 +57,11 @@ class Pace:
         """The limits are known: nothing is to be found out."""
         self._known = True
 
+    @property
+    def searching(self) -> bool:
+        """Whether nothing has been refused yet: the start is slow because nobody named a limit."""
+        return self._failed is None
+
     def bore(self) -> None:
         """A request was accepted."""
         now = self._clock()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import anyio
@@ -41,6 +41,9 @@ class Pipeline:
     done: DigestMap
     """Ids (digests) that have their final record already."""
     handle_signals: bool = True
+    notify: Callable[[str], None] = lambda text: None
+    """Tells the user something at once."""
+    _reading: anyio.CancelScope = field(default_factory=anyio.CancelScope, init=False)
     _workers: int = field(default=0, init=False)
 
     async def run(self) -> None:
@@ -55,6 +58,7 @@ class Pipeline:
             await services.start(bench.journal.run)
             services.start_soon(bench.admission.run)
             services.start_soon(drain.expire)
+            services.start_soon(self._stop_reading)
             if self.handle_signals:
                 await services.start(signals.listen, self._asked_to_stop, drain.cut)
             if bench.settings.deadline is not None:
@@ -71,8 +75,14 @@ class Pipeline:
     async def _work(self) -> None:
         send, receive = anyio.create_memory_object_stream[Item](0)
         async with anyio.create_task_group() as staff, send, receive:
-            await self._read(staff, send, receive)
+            with self._reading:
+                await self._read(staff, send, receive)
             send.close()
+
+    async def _stop_reading(self) -> None:
+        """A reader that waits for an idle pipe must not hold up a run that drains."""
+        await self.drain.wait()
+        self._reading.cancel()
 
     # ── Reader ───────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -129,13 +139,18 @@ class Pipeline:
         settings, metrics = self.bench.settings, self.bench.metrics
         if settings.max_failures is not None and metrics.failed >= settings.max_failures:
             self.drain.ask(4, f"{metrics.failed} jobs failed (--max-failures {settings.max_failures})")
+        if settings.max_cost is not None and metrics.unpriced:
+            self.drain.ask(4, "an answer's model has no price, so --max-cost can't be kept")
         if settings.max_cost is not None and metrics.cost >= settings.max_cost:
             self.drain.ask(4, f"{metrics.cost:.2f} spent (--max-cost {settings.max_cost:g})")
 
     # ── Reasons to stop ──────────────────────────────────────────────────────────────────────────────────────────
 
     def _asked_to_stop(self, number: signal.Signals) -> None:
-        self.drain.ask(128 + number, f"{number.name}: jobs in flight finish, once more to stop at once")
+        self.drain.ask(128 + number, number.name)
+        in_flight = self.bench.admission.statistics().in_flight
+        grace = self.bench.settings.grace
+        self.notify(f"{number.name}: {in_flight} in flight may finish within {grace:g} s; once more to stop at once")
 
     async def _deadline(self, seconds: float) -> None:
         await anyio.sleep(seconds)

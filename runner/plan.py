@@ -45,6 +45,10 @@ class Plan:
         """
         if simulate is not None and settings.base_url is not None:
             raise UsageError("--simulate and --base-url contradict each other")
+        if out == "":
+            raise UsageError("--out names no folder")
+        if settings.max_cost is not None and not settings.prices:
+            raise UsageError("--max-cost needs prices: name a configuration file that has them with --config")
         if len(paths) > 1 and "-" in paths:
             raise UsageError("standard input can't be read together with other files")
         if accept_changes and "-" in paths:
@@ -60,6 +64,6 @@ def stem(path: str) -> str:
     if path == "-":
         return "stdin"
     name = Path(path).name
-    while suffix := next((suffix for suffix in _SUFFIXES if name.endswith(suffix)), ""):
-        name = name.removesuffix(suffix)
-    return name or "jobs"
+    while suffix := next((suffix for suffix in _SUFFIXES if name.lower().endswith(suffix)), ""):
+        name = name[: -len(suffix)]
+    return name if name.strip(".") else "jobs"

@@ -15,6 +15,7 @@ import anyio
 import orjson
 
 from runner.escape import for_line, for_terminal
+from runner.limits import MAX_ECHO_CHARS
 from runner.metrics import Snapshot
 from runner.terminal import console, stream_may_be_gone
 
@@ -23,18 +24,23 @@ _PERIOD_S: Final = {"rich": 0.25, "plain": 10.0, "json": 1.0}
 
 
 @contextlib.asynccontextmanager
-async def live_view(style: Style, snapshot: Callable[[], Snapshot], stream: IO[str]) -> AsyncIterator[None]:
-    """Shows the run for as long as it lasts, and its last state at the end."""
+async def live_view(
+    style: Style, snapshot: Callable[[], Snapshot], stream: IO[str], *, echoing: bool = False
+) -> AsyncIterator[Callable[[str], None]]:
+    """Shows the run for as long as it lasts, and its last state at the end; gives what prints a line at once.
+
+    `echoing`: the answers are printed on a terminal at the same time, so that nothing may be redrawn there.
+    """
     if style == "auto":
-        style = "rich" if stream.isatty() else "plain"
+        style = "none" if echoing else "rich" if stream.isatty() else "plain"
     if style == "none":
-        yield
+        yield _LineView(stream, json_form=False).say
         return
     view = _RichView(stream) if style == "rich" else _LineView(stream, json_form=style == "json")
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(_redraw, view, snapshot, _PERIOD_S[style])
         try:
-            yield
+            yield view.say
         finally:
             tasks.cancel_scope.cancel()
             with stream_may_be_gone():
@@ -61,6 +67,12 @@ class _LineView:
         self._stream.write(f"{line}\n")
         self._stream.flush()
 
+    def say(self, text: str) -> None:
+        """A line beside the view."""
+        with stream_may_be_gone():
+            self._stream.write(f"runner: {text}\n")
+            self._stream.flush()
+
     def close(self) -> None:
         """Nothing is left on the screen."""
 
@@ -76,6 +88,11 @@ class _RichView:
 
     def draw(self, now: Snapshot) -> None:
         self._live.update(_panel(now), refresh=True)
+
+    def say(self, text: str) -> None:
+        """A line above the view."""
+        with stream_may_be_gone():
+            self._live.console.print(f"runner: {text}", markup=False)
 
     def close(self) -> None:
         self._live.stop()
@@ -133,34 +150,69 @@ def duration(seconds: float) -> str:
 
 
 class Echo:
-    """Prints text as it arrives. When another job speaks, a line says which."""
+    """Prints text as it arrives, one job at a time: what others say meanwhile is printed when their turn comes.
+
+    Whole answers that have waited are printed in between when MAX_ECHO_CHARS of them have gathered.
+    """
 
     def __init__(self, stream: IO[str] | None = None) -> None:
         self._stream = sys.stdout if stream is None else stream
         self._speaker: str | None = None
+        self._waiting: dict[str, list[str]] = {}  # in the order in which they began
+        self._ended: dict[str, None] = {}  # of those who wait, in the order in which they ended
+        self._ended_chars = 0
 
     def text(self, job_id: str, text: str) -> None:
         """A job's next piece of text."""
-        self._turn_to(job_id)
-        self._write(for_terminal(text))
+        if self._speaker is None:
+            self._speak(job_id)
+        if self._speaker == job_id:
+            self._write(for_terminal(text))
+        else:
+            self._waiting.setdefault(job_id, []).append(text)
 
     def void(self, job_id: str, reason: str) -> None:
-        """What was printed of a job is void: it begins anew."""
-        self._turn_to(job_id)
-        self._write(f"\n[again: {reason}]\n")
+        """What a job said is void: it begins anew. What wasn't printed yet never is."""
+        if self._speaker == job_id:
+            self._write(f"\n[again: {for_line(reason)}]\n")
+        else:
+            self._waiting.pop(job_id, None)
 
     def end(self, job_id: str) -> None:
-        """A job is finished."""
+        """A job is finished; the next one's turn has come."""
         if self._speaker == job_id:
             self._write("\n")
             self._speaker = None
+            self._next()
+        elif job_id in self._waiting:
+            self._ended[job_id] = None
+            self._ended_chars += sum(map(len, self._waiting[job_id]))
+            if self._ended_chars > MAX_ECHO_CHARS:
+                self._catch_up()
 
-    def _turn_to(self, job_id: str) -> None:
-        if self._speaker == job_id:
-            return
-        lead = "" if self._speaker is None else "\n"
+    def _next(self) -> None:
+        """Those who have ended come first, then the one who has waited longest speaks."""
+        self._print_ended()
+        if self._waiting:
+            following = next(iter(self._waiting))
+            self._speak(following)
+            self._write(for_terminal("".join(self._waiting.pop(following))))
+
+    def _catch_up(self) -> None:
+        self._write("\n")
+        self._print_ended()
+        if self._speaker is not None:
+            self._speak(self._speaker)
+
+    def _print_ended(self) -> None:
+        for job_id in self._ended:
+            self._write(f"── {for_line(job_id)} ──\n{for_terminal(''.join(self._waiting.pop(job_id)))}\n")
+        self._ended.clear()
+        self._ended_chars = 0
+
+    def _speak(self, job_id: str) -> None:
         self._speaker = job_id
-        self._write(f"{lead}── {for_line(job_id)} ──\n")
+        self._write(f"── {for_line(job_id)} ──\n")
 
     def _write(self, text: str) -> None:
         with stream_may_be_gone():

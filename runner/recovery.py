@@ -201,6 +201,19 @@ def _end_last_line(fs: FileSystem, path: Path) -> None:
             file.end_line()
 
 
+def chosen_ids(fs: FileSystem, folder: Path, chosen: Callable[[Entry], bool]) -> set[int]:
+    """Digests of the ids of the chosen records. Call `recover` before.
+
+    Raises:
+        OutputError: the folder can't be read.
+    """
+    with output_errors(folder / RESULTS), ExitStack() as opened:
+        fd = fs.open_append(folder / RESULTS)
+        opened.callback(fs.close, fd)
+        entries = (parse(line.data) for line in read_lines(fs, fd))
+        return {digest64(entry.id.encode()) for entry in entries if entry is not None and chosen(entry)}
+
+
 def set_aside(fs: FileSystem, folder: Path, chosen: Callable[[Entry], bool]) -> int:
     """Moves the chosen records to superseded.jsonl; returns how many. Call `recover` before and after.
 

@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 from pydantic_settings import (
@@ -161,8 +162,8 @@ class Settings(BaseSettings):
     @field_validator("base_url")
     @classmethod
     def _http_url(cls, value: str | None) -> str | None:
-        if value is not None and not re.match(r"https?://[^\s/?#]+", value, re.IGNORECASE):
-            raise ValueError("must begin with http:// or https:// and name a host")
+        if value is not None and (problem := problem_with_url(value)):
+            raise ValueError(problem)
         return value
 
     @field_validator("fail_on", mode="before")
@@ -183,6 +184,22 @@ class Settings(BaseSettings):
         assert isinstance(init_settings, InitSettingsSource)
         path = init_settings.init_kwargs.pop("config_file", None)
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=path)
+
+
+def problem_with_url(url: str) -> str | None:
+    """Why a URL can't be the base of requests, or None."""
+    try:
+        parts = urlsplit(url)
+        host = (parts.hostname or "").encode("idna")
+        if parts.scheme.lower() not in ("http", "https") or not host or re.search(r"\s", url):
+            return "must begin with http:// or https:// and name a host"
+        if parts.username is not None or parts.password is not None:
+            return "must hold no user and password: a key comes from the environment (--api-key-env)"
+        if parts.query or parts.fragment:
+            return "must hold no query: paths of the API are put behind it"
+        return None if parts.port != 0 else "names port 0"
+    except (ValueError, UnicodeError) as error:
+        return f"can't be read as a URL ({error})"
 
 
 def load(*, flags: Mapping[str, Any], config: str | None = None, env: Mapping[str, str] = os.environ) -> Settings:
@@ -211,7 +228,7 @@ def find_config(name: str) -> Path:
     candidates += [
         folder / f"{name}.toml" for folder in (Path("configs"), package.parent / "configs", package / "configs")
     ]
-    for path in candidates:
+    for path in [*candidates, Path(name)]:
         if path.is_file():
             return path
     known = sorted({p.stem for folder in (Path("configs"), package.parent / "configs") for p in folder.glob("*.toml")})

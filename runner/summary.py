@@ -14,7 +14,6 @@ import orjson
 from runner.escape import for_line
 from runner.metrics import Finished, Totals
 from runner.sketch import Sketch
-from runner.terminal import console
 
 SCHEMA: Final = 1
 MIN_COUNT: Final = {0.5: 1, 0.9: 38, 0.99: 370}
@@ -27,10 +26,16 @@ def summarize(lines: Iterable[bytes]) -> dict[str, Any]:
 
     Latencies are those of jobs that succeeded, waits those of all that were sent. `cost` is None where no answer had a
     price.
+
+    Raises:
+        ValueError: a line is not a record.
     """
     totals = Totals()
-    for line in lines:
-        totals.add(Finished.of_record(orjson.loads(line)))
+    for number, line in enumerate(lines, 1):
+        try:
+            totals.add(Finished.of_record(orjson.loads(line)))
+        except (ValueError, AttributeError):
+            raise ValueError(f"line {number} is not a record") from None
     return {
         "schema": SCHEMA,
         "counts": {
@@ -62,15 +67,9 @@ def percentiles(sketch: Sketch) -> dict[str, float | int | None]:
 
 def print_table(summary: dict[str, Any], stream: IO[str]) -> None:
     """The end of a run for a person: what came of it, what it cost, what to do next."""
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
     for name, value in _rows(summary):
-        table.add_row(name, Text(value))
-    console(stream).print(table)
+        stream.write(f"{name:<14}{value}\n")
+    stream.flush()
 
 
 def _rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
@@ -89,7 +88,8 @@ def _rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
             rows.append((label, _times(summary["percentiles"][name])))
     if "elapsed_s" in run:
         speed = f"{run['jobs_per_s']:,.1f} jobs/s, {run['output_tokens_per_s']:,.0f} tok/s"
-        rows.append(("time", f"{run['elapsed_s']:.1f} s, {speed}; limited by {run['limited_by']}"))
+        used = "".join(f", {share:.0%} of {name.upper()} used" for name, share in run.get("allowance_used", {}).items())
+        rows.append(("time", f"{run['elapsed_s']:.1f} s, {speed}; limited by {run['limited_by']}{used}"))
     rows.append(("output", str(run["folder"])))
     if run["ended"] != "complete":
         rows.append(("ended", for_line(run["ended"])))

@@ -14,6 +14,7 @@ from typing import IO, Any, Final
 import anyio
 import orjson
 
+from runner.errors import UsageError
 from runner.escape import for_line, for_terminal
 
 _POLL_S: Final = 0.2
@@ -55,18 +56,25 @@ async def tail(folder: Path, custom_id: str | None, out: IO[str], *, follow: boo
     """Prints until the job has its record, or the run is over; returns the exit code.
 
     1: `custom_id` has no record and no run is going on that could write one.
+
+    Raises:
+        UsageError: `folder` is not that of a run.
     """
+    if not any((folder / name).exists() for name in ("results.jsonl", "deltas.jsonl", ".lock")):
+        raise UsageError(f"{folder}: there is no run in it")
     deltas, results = _Growing(folder / "deltas.jsonl"), _Growing(folder / "results.jsonl")
     begun: set[str] = set()
     while True:
         # Asked before reading: what a run wrote before it let go of the lock is then read in this very round.
         running = _is_running(folder)
+        # Records first: a run writes a job's deltas before its record, so all of them are there when it is.
+        ended = list(results.lines())
         for line in deltas.lines():
             if custom_id is None:
                 _announce(line, begun, out)
             elif line.get("custom_id") == custom_id:
                 out.write(_shown(line))
-        for record in results.lines():
+        for record in ended:
             if custom_id is None or record.get("custom_id") == custom_id:
                 begun.discard(str(record.get("custom_id")))
                 out.write(_ending(record, alone=custom_id is not None))

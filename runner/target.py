@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from runner.errors import UsageError
-from runner.settings import DEFAULT_BASE_URL, Settings
+from runner.settings import DEFAULT_BASE_URL, Settings, problem_with_url
 
 _NO_KEY = "no-key"
 
@@ -25,12 +25,14 @@ def resolve(settings: Settings, env: Mapping[str, str] = os.environ) -> Target:
     """The endpoint that settings and environment name.
 
     Raises:
-        UsageError: there is no key for OpenAI; nothing is simulated unasked.
+        UsageError: there is no key for OpenAI (nothing is simulated unasked), or the URL can't be used.
     """
     key = env.get(settings.api_key_env, "").strip()
     url, origin = settings.base_url, "--base-url"
     if url is None and env.get("OPENAI_BASE_URL"):
         url, origin = env["OPENAI_BASE_URL"], "OPENAI_BASE_URL"
+        if problem := problem_with_url(url):
+            raise UsageError(f"environment variable OPENAI_BASE_URL: {problem}")
     if url is not None:
         # Local servers mostly want no key.
         return Target(url, key or _NO_KEY, origin)

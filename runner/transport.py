@@ -4,8 +4,8 @@ AsyncOpenAI builds every request (authorisation, base URL, headers) and raises i
 the bytes pass through here. What this adds to the transport that the SDK vendors:
 
 - no hidden connection limit (aiohttp's own is 100) and keep-alive that outlasts a pause between paced requests;
-- no redirects, no cookies, no decompression, no response larger than a bound, an error body read up to a bound;
-- monotonic stamps of when the request went out and when its headers came back;
+- no redirects, no cookies, no decompression, no response larger than a bound;
+- a monotonic stamp of when the request went out;
 - the response body is handed on as a `Body`, which the attempt reads block by block as it arrives.
 
 Deadlines are the attempt's: only connecting has a timeout of its own here. Source for the map of exceptions:
@@ -22,12 +22,13 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
+import anyio
 import httpx2
 import yarl
 from multidict import CIMultiDict
 
 from runner.errors import UsageError
-from runner.limits import CONNECT_TIMEOUT_S, KEEPALIVE_S, MAX_ERROR_BODY_BYTES, READ_BLOCK_BYTES
+from runner.limits import CONNECT_TIMEOUT_S, KEEPALIVE_S, READ_BLOCK_BYTES
 
 BODY: Final = "runner.body"
 """Key of `Body` in a response's extensions."""
@@ -60,15 +61,12 @@ def map_exceptions() -> Iterator[None]:
 class Body(httpx2.AsyncByteStream):
     """The body of one response, read as it arrives."""
 
-    __slots__ = ("_bound", "_response", "headers_ns", "sent_ns")
+    __slots__ = ("_response", "sent_ns")
 
-    def __init__(self, response: aiohttp.ClientResponse, bound_bytes: int, sent_ns: int) -> None:
+    def __init__(self, response: aiohttp.ClientResponse, sent_ns: int) -> None:
         self._response = response
-        self._bound = bound_bytes
         self.sent_ns = sent_ns
         """Monotonic, when the request was handed to the connection pool."""
-        self.headers_ns = time.monotonic_ns()
-        """Monotonic, when the status line and headers had arrived."""
 
     async def read(self) -> bytes:
         """What has arrived since the last read, or b"" at the end.
@@ -84,15 +82,19 @@ class Body(httpx2.AsyncByteStream):
         """Whether the body's end has been read: the connection can serve another request."""
         return self._response.content.at_eof()
 
+    async def read_some(self, size: int, seconds: float) -> bytes:
+        """What comes of the body within so many bytes and seconds; where it breaks off is no error."""
+        blocks: list[bytes] = []
+        with anyio.move_on_after(seconds), contextlib.suppress(httpx2.TransportError):
+            while size > 0 and (block := await self.read()):
+                blocks.append(block[:size])
+                size -= len(block)
+        return b"".join(blocks)
+
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        """For AsyncOpenAI's own reading of an error body: bounded, the rest is cut off."""
-        left = self._bound
-        while left > 0:
-            block = await self.read()
-            if not block:
-                return
-            yield block[:left]
-            left -= len(block)
+        """For AsyncOpenAI's own reading of a body."""
+        while block := await self.read():
+            yield block
 
     async def aclose(self) -> None:
         """Gives the connection back if the body was read to its end, else closes it."""
@@ -187,7 +189,7 @@ class Transport(httpx2.AsyncBaseTransport):
                 data=content or None,
                 allow_redirects=False,
             )
-        body = Body(response, MAX_ERROR_BODY_BYTES, sent_ns)
+        body = Body(response, sent_ns)
         return httpx2.Response(
             status_code=response.status,
             headers=list(response.raw_headers),

@@ -15,6 +15,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 import httpx2
 import orjson
@@ -246,6 +247,21 @@ class _JobRun:
 
     async def _finish(self, outcome: Outcome) -> None:
         bench = self._bench
+        try:
+            record = self._record(outcome)
+            line = records.record_line(record)
+        except Exception as error:  # as in `run`: an answer that we can't write down is this job's failure alone
+            log.exception("internal error", extra={"job": self._job.id})
+            fault = Fault(FaultKind.INTERNAL, f"the record can't be written: {type(error).__name__}: {error}")
+            record = self._record(Failed(fault))
+            line = records.record_line(record)
+        await bench.journal.finish(line)
+        bench.metrics.record(record)
+        if bench.echo is not None:
+            bench.echo.end(self._job.id)
+
+    def _record(self, outcome: Outcome) -> dict[str, Any]:
+        bench = self._bench
         completed = isinstance(outcome, Completed)
         model = outcome.body.get("model") if isinstance(outcome, Completed) else None
         cost = cost_of(outcome.usage, model or self._history.model, bench.settings.prices)
@@ -257,10 +273,7 @@ class _JobRun:
             # A server may echo the key in an error. An answer is left as it is: nothing of ours is in it.
             for key in ("error", "response"):
                 record[key] = bench.redactor.redact_json(record[key])
-        await bench.journal.finish(records.record_line(record))
-        bench.metrics.record(record)
-        if bench.echo is not None:
-            bench.echo.end(self._job.id)
+        return record
 
     def _unwanted(self, outcome: Completed) -> Fault | None:
         """The fault that --fail-on makes of this finish; "incomplete" covers "incomplete:<reason>"."""

@@ -162,3 +162,42 @@ async def test_more_streams_than_aiohttps_own_limit_of_100_run_at_once():
                 tasks.start_soon(one)
     await client.aclose()
     await server.cleanup()
+
+
+@pytest.mark.parametrize("status", [401, 429, 500])
+@pytest.mark.parametrize("ending", ["cut", "slow", "gzip"])
+async def test_the_status_of_a_bad_answer_counts_whatever_becomes_of_its_body(status, ending, monkeypatch):
+    import asyncio
+
+    import openai
+
+    from runner import client as module
+    from runner.foreign import fault_of
+
+    monkeypatch.setattr(module, "ERROR_BODY_TIMEOUT_S", 0.1)
+
+    handlers = []
+    over = asyncio.Event()
+
+    async def serve(reader, writer):
+        handlers.append(asyncio.current_task())
+        await reader.readuntil(b"\r\n\r\n")
+        await reader.readexactly(len(CONTENT))  # what is unread at the close would become a reset
+        coding = b"content-encoding: gzip\r\n" if ending == "gzip" else b""
+        head = b"HTTP/1.1 %d X\r\nretry-after: 7\r\n%bcontent-length: 500\r\n\r\n{" % (status, coding)
+        writer.write(head)
+        await writer.drain()
+        if ending == "slow":
+            await over.wait()
+        writer.close()
+        await writer.wait_closed()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with prepared(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1", api_key="k") as client:
+        with pytest.raises(openai.APIStatusError) as raised:
+            await post(client)
+    over.set()
+    await asyncio.gather(*handlers)
+    server.close()
+    fault = fault_of(raised.value)
+    assert (fault.status, fault.retry_after_s) == (status, 7)

@@ -50,7 +50,7 @@ def test_a_resume_keeps_the_start_and_is_listed():
     first, second = new(), new() | {"started": "later"}
     third = manifest.resumed(manifest.resumed(first, second), new() | {"started": "last"})
     assert third["started"] == first["started"]
-    assert third["resumes"] == ["later", "last"]
+    assert third["resumes"] == [{"started": at, "endpoint": "https://host:1/v1"} for at in ("later", "last")]
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"{}", b'{"input": 3}'])

@@ -394,3 +394,46 @@ def test_a_run_deadline_stops_it(world):
     assert world.drain.reason is not None
     assert world.drain.reason.exit_code == 4
     assert world.ended_at < 3
+
+
+def test_a_run_that_drains_does_not_wait_for_an_idle_pipe(world, monkeypatch):
+    """The reader of standard input may never hear of anything again."""
+    from runner.source import JobSource
+
+    original = JobSource.batches
+
+    async def idle(self):
+        async for batch in original(self):
+            yield batch
+        await anyio.sleep_forever()
+
+    monkeypatch.setattr(JobSource, "batches", idle)
+    world.settings = {"grace": 3600}
+    world.at = {5.0: lambda drain: drain.ask(130, "SIGINT")}
+    world.jobs("a", "b").run()
+    assert world.records.keys() == {"a", "b"}
+    assert world.ended_at == pytest.approx(5, abs=0.1)
+
+
+def test_a_record_that_cannot_be_written_is_that_jobs_failure_alone(world, monkeypatch):
+    deep: Any = "x"
+    for _ in range(300):
+        deep = [deep]
+    fault = Fault(FaultKind.BAD_REQUEST, "x", status=400, body=deep)
+    monkeypatch.setattr("runner.attempt.faults.from_in_stream", lambda error: fault)
+    world.server.scripts["b"] = [[sse({"error": {"message": "x", "code": "x"}})]]
+    world.jobs("a", "b", "c").run()
+    assert world.records["b"]["error"]["code"] == "internal"
+    assert world.records["a"]["error"] is world.records["c"]["error"] is None
+
+
+def test_a_disk_that_is_behind_is_not_the_servers_fault(world, monkeypatch):
+    async def room(self):
+        await anyio.sleep(10)
+
+    monkeypatch.setattr(ListJournal, "room", room)
+    world.settings = {"idle_timeout": 1, "first_token_timeout": 1, "total_timeout": 5}
+    world.server.default = [[0.1, START, 0.2, REST]]
+    world.jobs("a").run()
+    assert world.records["a"]["error"] is None
+    assert world.records["a"]["runner"]["attempts"] == 1

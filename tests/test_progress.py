@@ -9,6 +9,7 @@ import anyio
 import orjson
 import pytest
 
+from runner.limits import MAX_ECHO_CHARS
 from runner.metrics import AdmissionView, Finished, RunMetrics
 from runner.progress import Echo, duration, live_view, plain_line
 from runner.testing.virtual_time import run_virtual
@@ -89,15 +90,40 @@ def test_a_duration_is_read_at_a_glance(seconds, shown):
     assert duration(seconds) == shown
 
 
-def test_echo_says_who_speaks_when_the_speaker_changes():
+def echoed(*calls):
     out = io.StringIO()
     echo = Echo(out)
-    echo.text("a", "one ")
-    echo.text("a", "two")
-    echo.text("b", "three")
-    echo.void("a", "truncated")
-    echo.end("a")
-    assert out.getvalue() == "── a ──\none two\n── b ──\nthree\n── a ──\n\n[again: truncated]\n\n"
+    for name, *arguments in calls:
+        getattr(echo, name)(*arguments)
+    return out.getvalue()
+
+
+def test_echo_prints_one_job_at_a_time_and_the_others_in_turn():
+    shown = echoed(
+        *(("text", "a", "one "), ("text", "b", "two "), ("text", "a", "more"), ("text", "c", "three")),
+        *(("end", "c"), ("end", "a"), ("text", "b", "and last"), ("end", "b")),
+    )
+    assert shown == "── a ──\none more\n── c ──\nthree\n── b ──\ntwo and last\n"
+
+
+def test_echo_of_a_job_that_begins_anew():
+    shown = echoed(
+        *(("text", "a", "x"), ("text", "b", "never seen"), ("void", "b", "truncated"), ("void", "a", "truncated")),
+        *(("text", "a", "y"), ("text", "b", "z"), ("end", "a"), ("end", "b")),
+    )
+    assert shown == "── a ──\nx\n[again: truncated]\ny\n── b ──\nz\n"
+
+
+def test_echo_holds_no_more_than_its_bound_of_answers_behind_a_slow_one():
+    out = io.StringIO()
+    echo = Echo(out)
+    echo.text("slow", "x")
+    for i in range(30):
+        echo.text(f"j{i}", "y" * 100_000)
+        echo.end(f"j{i}")
+        assert sum(len(text) for texts in echo._waiting.values() for text in texts) <= MAX_ECHO_CHARS
+    echo.end("slow")
+    assert out.getvalue().count("y") == 3_000_000
 
 
 def test_echo_escapes_what_a_model_says_and_what_a_job_is_called():
@@ -109,3 +135,27 @@ def test_echo_escapes_what_a_model_says_and_what_a_job_is_called():
 
 def test_echo_to_a_closed_pipe_does_not_end_the_run():
     Echo(Gone()).text("a", "text")
+
+
+def test_nothing_is_redrawn_on_a_terminal_that_shows_the_answers():
+    stream = Terminal()
+
+    async def body():
+        async with live_view("auto", snapshot, stream, echoing=True) as say:
+            await anyio.sleep(5)
+            say("stopping")
+
+    run_virtual(body)
+    assert stream.getvalue() == "runner: stopping\n"
+
+
+@pytest.mark.parametrize("style", ["rich", "plain", "json"])
+def test_what_must_be_known_now_is_said_now(style):
+    stream = Terminal()
+
+    async def body():
+        async with live_view(style, snapshot, stream) as say:
+            say("SIGINT: 3 in flight [x]")
+            return stream.getvalue()
+
+    assert "SIGINT: 3 in flight [x]" in run_virtual(body)

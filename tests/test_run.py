@@ -161,6 +161,9 @@ def test_an_unset_key_is_an_error_that_offers_both_ways_out(tmp_path):
         ["jobs.jsonl", "--simulate", "--base-url", "http://127.0.0.1:1"],
         ["jobs.jsonl", "-", "--simulate"],
         ["bad.jsonl", "--simulate", "--strict"],
+        ["jobs.jsonl", "--simulate", "--max-cost", "1"],
+        ["jobs.jsonl", "--simulate", "--out", ""],
+        ["tail", "."],
         [],
     ],
 )
@@ -326,6 +329,49 @@ def test_retry_failed_runs_the_failed_ones_and_no_other(simulator, tmp_path):
     assert named["job-0"] == kept
     assert named["job-1"]["error"] is None
     assert named["job-2"]["error"]["code"] == "bad_request"
+
+
+def test_simulated_and_real_answers_are_not_mixed(simulator, tmp_path):
+    path = write_jobs(tmp_path / "jobs.jsonl", map(chat, range(3)))
+    assert run(path, "--simulate", "--limit", 1, "--progress", "none", cwd=tmp_path).code == 0
+    refused = run(path, *to(simulator), cwd=tmp_path)
+    assert refused.code == 2
+    assert "simulated" in refused.stderr
+    assert run(path, *to(simulator, "--fresh"), cwd=tmp_path).code == 0
+    again = run(path, "--simulate", "--progress", "none", cwd=tmp_path)
+    assert again.code == 2
+
+
+def test_a_refused_run_moves_nothing(simulator, tmp_path):
+    path = write_jobs(tmp_path / "jobs.jsonl", [chat(0, simulate={"fault": "http_400"}), chat(1)])
+    assert run(path, *to(simulator), cwd=tmp_path).code == 1
+    before = (tmp_path / "results/jobs/results.jsonl").read_bytes()
+    write_jobs(path, [chat(0, simulate={"fault": "http_400"}), {**chat(1), "temperature": 0.5}])
+    assert run(path, *to(simulator, "--retry-failed"), cwd=tmp_path).code == 2
+    assert (tmp_path / "results/jobs/results.jsonl").read_bytes() == before
+    # A failed job may be retried with another line.
+    write_jobs(path, [chat(0), chat(1)])
+    assert run(path, *to(simulator, "--retry-failed"), cwd=tmp_path).code == 0
+
+
+def test_a_limit_that_came_with_the_last_job_stopped_nothing(simulator, tmp_path):
+    path = write_jobs(tmp_path / "jobs.jsonl", [chat(0, simulate={"fault": "http_400"})])
+    assert run(path, *to(simulator, "--max-failures", 1), cwd=tmp_path).code == 1
+
+
+def test_report_names_what_it_cannot_read(simulator, tmp_path):
+    path = write_jobs(tmp_path / "jobs.jsonl", map(chat, range(3)))
+    assert run(path, *to(simulator), cwd=tmp_path).code == 0
+    folder = tmp_path / "results" / "jobs"
+    (folder / "summary.json").write_text('{"run": {}}')
+    ended = run("report", folder, cwd=tmp_path)
+    assert (ended.code, ended.stdout.startswith("jobs          3 succeeded")) == (0, True)
+    with (folder / "results.jsonl").open("ab") as file:
+        file.write(b'{"id": "torn')
+    torn = run("report", folder, cwd=tmp_path)
+    assert torn.code == 2
+    assert "line 4" in torn.stderr
+    assert "Traceback" not in torn.stderr
 
 
 # ── Signals ──────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -7,6 +7,7 @@ import pytest
 
 from runner.errors import UsageError
 from runner.settings import Settings, load, parse_duration
+from runner.target import resolve
 
 ROOT = Path(__file__).parent.parent
 
@@ -95,3 +96,22 @@ def test_prices_come_from_a_file(tmp_path):
     file = tmp_path / "c.toml"
     file.write_text('[prices."m-1"]\ninput = 1\noutput = 2\n')
     assert load(flags={}, config=str(file)).prices["m-1"].output == 2
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("ftp://h/v1", "h/v1", "http://", "http://h:99999/v1", "http://[::1/v1", "http://a..b/v1", "http://h o/v1"),
+        *("http://user:pw@h/v1", "http://h/v1?x=y", "http://h/v1#f", "http://h:0/v1"),
+    ],
+)
+def test_a_base_url_that_cannot_work_is_refused_before_anything_is_sent(url):
+    with pytest.raises(UsageError, match="--base-url"):
+        load(flags={"base_url": url})
+    with pytest.raises(UsageError, match="OPENAI_BASE_URL"):
+        resolve(Settings(), {"OPENAI_BASE_URL": url})
+
+
+@pytest.mark.parametrize("url", ["http://h", "https://h:8443/v1/", "http://[::1]:8000/v1", "http://bücher.example/v1"])
+def test_a_base_url_that_can_work_is_taken_as_it_is(url):
+    assert load(flags={"base_url": url}).base_url == url

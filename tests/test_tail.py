@@ -5,8 +5,10 @@ import io
 
 import anyio
 import orjson
+import pytest
 
-from runner.tail import tail
+from runner.errors import UsageError
+from runner.tail import _Growing, tail
 from runner.testing.virtual_time import run_virtual
 
 
@@ -70,7 +72,28 @@ def test_a_whole_run_is_beginnings_and_ends(tmp_path):
 def test_fragments_and_missing_files_are_passed_over(tmp_path):
     write(tmp_path / "deltas.jsonl", b'{"custom_id": "a", "del\n', b"\xff\xfe\n", delta("a", "x"), b'{"torn')
     assert shown(tmp_path, "a") == (1, "x")
-    assert shown(tmp_path / "nothing", "a") == (1, "")
+    with pytest.raises(UsageError, match="no run"):
+        shown(tmp_path / "nothing", "a")
+
+
+def test_text_that_was_written_with_the_record_is_shown_before_the_end(tmp_path, monkeypatch):
+    """The run's last group lands while tail is between its two files."""
+    write(tmp_path / "deltas.jsonl", delta("a", "Hel"))
+    write(tmp_path / "results.jsonl")
+    growing = _Growing.lines
+
+    def lines(self):
+        found = list(growing(self))
+        if self._path.name == "deltas.jsonl" and not (tmp_path / "results.jsonl").stat().st_size:
+            write(tmp_path / "deltas.jsonl", delta("a", "lo"))
+            write(tmp_path / "results.jsonl", record("a"))
+        return iter(found)
+
+    monkeypatch.setattr(_Growing, "lines", lines)
+    lock = (tmp_path / ".lock").open("w")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    assert shown(tmp_path, "a") == (0, "Hello\n[stop]\n")
+    lock.close()
 
 
 def test_it_follows_while_the_lock_is_held_and_reads_what_came_last(tmp_path):

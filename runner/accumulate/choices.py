@@ -145,9 +145,8 @@ class ChoicesAccumulator(ABC):
 
     @property
     def complete(self) -> bool:
-        """A finish reason for every choice, and as many choices as were asked for, or [DONE]."""
-        enough = self._done or len(self._choices) >= self._asked
-        return enough and bool(self._choices) and all(choice.finish for choice in self._choices.values())
+        """A finish reason for every choice, and as many choices as were asked for."""
+        return len(self._choices) >= self._asked and all(choice.finish for choice in self._choices.values())
 
     @property
     def ended(self) -> bool:

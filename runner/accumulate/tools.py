@@ -1,7 +1,8 @@
 """Fragments of tool calls → the calls of one choice.
 
 Fragments belong together by `index`; id, type and name stand in the first only, and arguments are joined. Some
-servers leave the index out, or repeat id and name in every fragment; `_place` and merge's FIRST mend that. The
+servers leave the index out, repeat id and name in every fragment, or give all calls of an answer the index 0;
+`_place` and merge's FIRST mend that. The
 whole calls have no `index`, as in the API's non-streaming answer (the SDK's own accumulator leaves it in).
 """
 
@@ -17,12 +18,13 @@ from runner.limits import MAX_TOOL_CALLS
 class ToolCalls:
     """The tool calls of one choice."""
 
-    __slots__ = ("_by_id", "_calls", "_last", "_next")
+    __slots__ = ("_by_id", "_calls", "_last", "_last_said", "_next")
 
     def __init__(self) -> None:
         self._calls: dict[int, dict[str, Any]] = {}
         self._by_id: dict[str, int] = {}
         self._last = 0
+        self._last_said: int | None = None
         self._next = 0
 
     def __bool__(self) -> bool:
@@ -46,8 +48,15 @@ class ToolCalls:
             index = self._last if not isinstance(name, str) or not name else self._by_id.get(name, self._next)
         if type(index) is not int or not 0 <= index < MAX_TOOL_CALLS:
             raise MalformedChunk("a tool call whose index is none")
-        if isinstance(name, str):
+        if isinstance(name, str) and name:
+            taken = self._calls.get(index, {}).get("id")
+            if taken and taken != name:
+                # Another id under the same index: a server that gives all parallel calls the index 0.
+                index = self._by_id.get(name, self._next)
             self._by_id.setdefault(name, index)
+        elif index == self._last_said:
+            index = self._last  # a fragment without an id belongs to the call that spoke last under its index
+        self._last_said = entry.get("index")
         self._last = index
         self._next = max(self._next, index + 1)
         return index

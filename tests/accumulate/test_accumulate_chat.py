@@ -267,9 +267,25 @@ def test_done_with_an_unfinished_choice_is_not_complete() -> None:
     assert fed(b"[DONE]").complete is False
 
 
-def test_done_completes_an_answer_with_fewer_choices_than_asked() -> None:
+def test_an_answer_with_fewer_choices_than_asked_is_not_complete_whatever_follows() -> None:
     assert not fed(chunk(entry({}, "stop")), choices=2).complete
-    assert fed(chunk(entry({}, "stop")), b"[DONE]", choices=2).complete
+    assert not fed(chunk(entry({}, "stop")), b"[DONE]", choices=2).complete
+    assert fed(chunk(entry({}, "stop")), chunk(entry({}, "stop", 1)), choices=2).complete
+
+
+def test_calls_that_share_an_index_and_differ_in_id_are_two() -> None:
+    def call(name: str, arguments: str, key: str | None = None) -> dict[str, Any]:
+        function = {"name": name, "arguments": arguments} if key else {"arguments": arguments}
+        return {"index": 0, "function": function} | ({"id": key, "type": "function"} if key else {})
+
+    fragments = [call("f", "{", "A"), call("", "}"), call("g", "[", "B"), call("", "]"), call("", "", "A")]
+    chunks = [chunk(entry({"tool_calls": [fragment]})) for fragment in fragments]
+    body = fed(*chunks, chunk(entry({}, "tool_calls"))).body()
+    calls = body["choices"][0]["message"]["tool_calls"]
+    assert [(c["id"], c["function"]["name"], c["function"]["arguments"]) for c in calls] == [
+        ("A", "f", "{}"),
+        ("B", "g", "[]"),
+    ]
 
 
 def test_an_empty_finish_reason_is_none() -> None:
