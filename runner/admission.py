@@ -7,6 +7,7 @@ covers. All lanes share one gate (`gate`): concurrency, and the limits that the 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import anyio
@@ -30,15 +31,15 @@ ANY = "*"
 class AdmissionStatistics(NamedTuple):
     """What the live view and the summary read."""
 
-    waiting: int  # attempts in a queue
-    in_flight: int  # attempts admitted and not released
-    limit: int  # slots as of now
-    cooldown_remaining_s: float  # the longest of the lanes'; 0 when there is none
-    rpm_allowed: float | None  # for the whole run, else the sum of the lanes' limits; None: unknown
-    rpm_used: float  # in the last 60 s
-    tpm_allowed: float | None
-    tpm_used: float  # in the last 60 s, net of refunds
-    blocked_s: dict[str, float]  # how long the first in line waited, by what for
+    waiting: int = 0  # attempts in a queue
+    in_flight: int = 0  # attempts admitted and not released
+    limit: int = 0  # slots as of now
+    cooldown_remaining_s: float = 0.0  # the longest of the lanes'; 0 when there is none
+    rpm_allowed: float | None = None  # for the whole run, else the sum of the lanes' limits; None: unknown
+    rpm_used: float = 0.0  # in the last 60 s
+    tpm_allowed: float | None = None
+    tpm_used: float = 0.0  # in the last 60 s, net of refunds
+    blocked_s: Mapping[str, float] = MappingProxyType({})  # how long the first in line waited, by what for
 
 
 class Admission:
@@ -157,7 +158,7 @@ class Admission:
             waiting=self._waiting,
             in_flight=sum(lane.in_flight for lane in self._lanes.values()),
             limit=self._gate.concurrency.limit,
-            cooldown_remaining_s=max((lane.cool_until - now for lane in self._lanes.values()), default=0.0),
+            cooldown_remaining_s=max([0.0, *(lane.cool_until - now for lane in self._lanes.values())]),
             rpm_allowed=rpm_allowed,
             rpm_used=rpm_used,
             tpm_allowed=tpm_allowed,

@@ -12,7 +12,7 @@ import random
 import secrets
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -312,7 +312,7 @@ def _exit_code(made: dict[str, Any], reason: Reason | None) -> int:
     return 1 if made["counts"]["failed"] else 0
 
 
-def _limited_by(blocked: dict[str, float], elapsed_s: float) -> str:
+def _limited_by(blocked: Mapping[str, float], elapsed_s: float) -> str:
     """What the first in line (or the streams, for the disk) waited for longest; a moment is nothing."""
     longest = max(blocked, key=lambda name: blocked[name], default="")
     return longest if blocked.get(longest, 0.0) > NOTABLE * elapsed_s else "nothing"

@@ -313,7 +313,7 @@ class Lane:
         """Sees the head of the queue through, unless it is cancelled on the way."""
         await self._until("server", self._cooled, head)
         await self._until("concurrency", self._room, head)
-        await self._until("start" if self._pace.searching else "server", self._paced, head)
+        await self._until("slow start" if self._pace.searching else "server", self._paced, head)
         paid = await self._pay(head)
         entry = await self._gate.enter(head.need.tokens, head.turn.done)
         self._limited_s += entry.waited_s

@@ -25,21 +25,10 @@ WINDOW_S: Final = 10.0
 """Rates shown are over this long."""
 ETA_WINDOW_S: Final = 60.0
 """The ETA goes by the jobs of the last minute: answers may take longer than WINDOW_S each."""
+NOTABLE: Final = 0.2
+"""What takes less than this part of the time doesn't limit a run."""
 _BINS: Final = 40
 """Bins of a window: events are counted to a fortieth of it, which bounds a rate's memory."""
-
-
-class AdmissionView(NamedTuple):
-    """What admission knows of now. `Admission.statistics()` has all of it, and may be passed as it is."""
-
-    in_flight: int = 0  # attempts admitted and not released
-    waiting: int = 0  # attempts in the queue
-    limit: int = 0  # concurrency slots as of now
-    cooldown_remaining_s: float = 0.0  # 0 when there is none
-    rpm_allowed: float | None = None  # None: no limit is known
-    rpm_used: float = 0.0  # in the last 60 s
-    tpm_allowed: float | None = None
-    tpm_used: float = 0.0  # in the last 60 s, net of refunds
 
 
 class Snapshot(NamedTuple):
@@ -50,7 +39,7 @@ class Snapshot(NamedTuple):
     succeeded: int
     failed: int  # rejected lines included
     rejected: int  # never sent: lines that can't be jobs, jobs that can't fit
-    attempts: int  # requests sent by jobs that are finished, and attempts started where that is more
+    attempts: int  # requests sent by jobs that are finished
     retries: int  # attempts that failed, followed by another or not
     retries_by_kind: dict[str, int]
     errors: dict[str, int]  # failed jobs by error code
@@ -59,7 +48,6 @@ class Snapshot(NamedTuple):
     waiting: int  # attempts
     limit: int  # concurrency slots
     chunks: int  # with content, as they arrived
-    chars: int  # of visible text, as far as the worker counts them
     input_tokens: int  # of finished jobs, as all tokens here
     cached_tokens: int
     output_tokens: int
@@ -73,6 +61,7 @@ class Snapshot(NamedTuple):
     tpm_used: float  # tokens in the last 60 s
     tpm_allowed: float | None
     cooldown_s: float  # remaining; 0 when there is none
+    limited_by: str | None  # what the first in line waited for in the last 10 s
     elapsed_s: float
     eta_s: float | None  # None: the total is unknown, or nothing has finished yet
     pending_bytes: int  # deltas and records waiting for the disk
@@ -246,24 +235,23 @@ class _Rate:
         return sum(amount for number, amount in self._bins if number >= first) / max(1.0, covered_s)
 
 
-class LimiterUse:
-    """How much of one limit was used, sampled whenever a snapshot is taken."""
+class Bottleneck:
+    """What the first in line has waited for in the last seconds, from totals that only grow."""
 
-    def __init__(self) -> None:
-        self.peak = 0.0
-        self._sum = 0.0
-        self._samples = 0
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._seen: deque[tuple[float, dict[str, float]]] = deque()
 
-    def sample(self, used: float) -> None:
-        """Takes what was used in the last 60 s, as of now."""
-        self.peak = max(self.peak, used)
-        self._sum += used
-        self._samples += 1
-
-    @property
-    def mean(self) -> float:
-        """Of the samples; 0 before the first."""
-        return self._sum / self._samples if self._samples else 0.0
+    def sample(self, blocked_s: Mapping[str, float]) -> str | None:
+        """Takes the totals of now; the name of what took most of the last WINDOW_S, or None where nothing did."""
+        now = self._clock()
+        self._seen.append((now, dict(blocked_s)))
+        while len(self._seen) > 1 and now - self._seen[0][0] > WINDOW_S:
+            self._seen.popleft()
+        since, before = self._seen[0]
+        grown = {name: total - before.get(name, 0.0) for name, total in blocked_s.items()}
+        longest = max(grown, key=lambda name: grown[name], default=None)
+        return longest if longest is not None and grown[longest] > NOTABLE * (now - since) > 0 else None
 
 
 class RunMetrics:
@@ -275,13 +263,10 @@ class RunMetrics:
         self.total = total
         self.resumed = 0
         self.chunks = 0
-        self.chars = 0
-        self.attempts = 0
         self.retries = Tally()
         """Attempts that failed, by kind of fault, as they happen."""
         self.totals = Totals()
-        self.rpm_use = LimiterUse()
-        self.tpm_use = LimiterUse()
+        self._bottleneck = Bottleneck(clock)
         self._chunk_rate = _Rate(clock)
         self._whole_rate = _Rate(clock)  # tokens of answers that came in one piece
         self._job_rate = _Rate(clock)
@@ -294,23 +279,14 @@ class RunMetrics:
         """A job had its record already."""
         self.resumed += 1
 
-    def attempt_started(self) -> None:
-        """A request is sent."""
-        self.attempts += 1
-
     def attempt_failed(self, kind: str) -> None:
         """An attempt met a fault of this kind."""
         self.retries.note(kind)
 
     def delta(self) -> None:
         """A chunk with content arrived."""
-        self.deltas(1)
-
-    def deltas(self, count: int, chars: int = 0) -> None:
-        """Chunks with content arrived, with `chars` characters of visible text."""
-        self.chunks += count
-        self.chars += chars
-        self._chunk_rate.add(count)
+        self.chunks += 1
+        self._chunk_rate.add(1)
 
     def record(self, record: Mapping[str, Any]) -> None:
         """A job's final record is written."""
@@ -355,14 +331,8 @@ class RunMetrics:
         """Since the run began."""
         return self._clock() - self._start
 
-    def observe(self, admission: AdmissionView | AdmissionStatistics) -> None:
-        """Samples the use of the limits, for its peak and mean."""
-        self.rpm_use.sample(admission.rpm_used)
-        self.tpm_use.sample(admission.tpm_used)
-
-    def snapshot(self, admission: AdmissionView | AdmissionStatistics, pending_bytes: int = 0) -> Snapshot:
+    def snapshot(self, admission: AdmissionStatistics, pending_bytes: int = 0) -> Snapshot:
         """The state of now. `pending_bytes` waits for the disk."""
-        self.observe(admission)
         totals, chunks_per_s = self.totals, self._chunk_rate.per_s
         return Snapshot(
             total=self.total,
@@ -370,7 +340,7 @@ class RunMetrics:
             succeeded=totals.succeeded,
             failed=totals.failed,
             rejected=totals.rejected,
-            attempts=max(self.attempts, totals.attempts),
+            attempts=totals.attempts,
             retries=self.retries.total(),
             retries_by_kind=dict(self.retries),
             errors=dict(totals.errors),
@@ -379,7 +349,6 @@ class RunMetrics:
             waiting=admission.waiting,
             limit=admission.limit,
             chunks=self.chunks,
-            chars=self.chars,
             **totals.tokens,
             cost=totals.cost,
             tokens_per_s=chunks_per_s * self._tokens_per_chunk() + self._whole_rate.per_s,
@@ -390,6 +359,7 @@ class RunMetrics:
             tpm_used=admission.tpm_used,
             tpm_allowed=admission.tpm_allowed,
             cooldown_s=admission.cooldown_remaining_s,
+            limited_by=self._bottleneck.sample(admission.blocked_s),
             elapsed_s=self.elapsed_s,
             eta_s=self._eta_s(),
             pending_bytes=pending_bytes,

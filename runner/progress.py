@@ -131,6 +131,8 @@ def _rates(now: Snapshot) -> list[str]:
         parts.append(f"RPM {now.rpm_used:,.0f}/{now.rpm_allowed:,.0f}")
     if now.tpm_allowed is not None:
         parts.append(f"TPM {now.tpm_used:,.0f}/{now.tpm_allowed:,.0f}")
+    if now.limited_by is not None:
+        parts.append(f"limited by {now.limited_by}")
     if now.cooldown_s > 0:
         parts.append(f"cooling down {now.cooldown_s:.0f} s")
     if now.cost:

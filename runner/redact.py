@@ -82,10 +82,6 @@ class Redactor:
             return _SHAPES.sub(_keep_place, text)
         return text
 
-    def redact_bytes(self, data: bytes) -> bytes:
-        """The same for bytes; what isn't UTF-8 is left as it is."""
-        return self.redact(data.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
-
     def redact_json(self, value: Any) -> Any:
         """A copy of a JSON-able value without secrets, keys included.
 

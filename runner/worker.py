@@ -236,7 +236,8 @@ class _JobRun:
         if delta.kind.is_content:
             bench.metrics.delta()
             bench.admission.received()
-        if bench.echo is not None and delta.text:
+        # Of several choices the first is echoed: side by side their words would make no sense.
+        if bench.echo is not None and delta.text and not delta.payload.get("index"):
             bench.echo.text(self._job.id, delta.text)
 
     async def room(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
+from typing import Any
 
 import httpx2
 import pytest
@@ -176,7 +177,7 @@ async def test_the_status_of_a_bad_answer_counts_whatever_becomes_of_its_body(st
 
     monkeypatch.setattr(module, "ERROR_BODY_TIMEOUT_S", 0.1)
 
-    handlers = []
+    handlers: list[Any] = []
     over = asyncio.Event()
 
     async def serve(reader, writer):

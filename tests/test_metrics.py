@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
+from runner.admission import AdmissionStatistics
 from runner.limits import MAX_COUNTED_NAMES
-from runner.metrics import AdmissionView, Finished, RunMetrics, Tally
+from runner.metrics import Finished, RunMetrics, Tally
 
 
 class Clock:
@@ -25,31 +26,33 @@ def test_a_rate_is_that_of_the_last_ten_seconds():
     run, clock = metrics()
     for _ in range(100):
         clock.now += 0.1
-        run.deltas(5)
-    assert run.snapshot(AdmissionView()).chunks_per_s == pytest.approx(50, rel=0.05)
+        for _ in range(5):
+            run.delta()
+    assert run.snapshot(AdmissionStatistics()).chunks_per_s == pytest.approx(50, rel=0.05)
     clock.now += 60
-    assert run.snapshot(AdmissionView()).chunks_per_s == 0
+    assert run.snapshot(AdmissionStatistics()).chunks_per_s == 0
 
 
 def test_live_tokens_follow_the_tokens_a_chunk_carried():
     run, clock = metrics()
     clock.now += 1
-    run.deltas(10)
+    for _ in range(10):
+        run.delta()
     run.finished(Finished(ok=True, output_tokens=40, chunks=10))
     clock.now += 9
-    now = run.snapshot(AdmissionView())
+    now = run.snapshot(AdmissionStatistics())
     assert now.tokens_per_s == pytest.approx(4 * now.chunks_per_s)
 
 
 def test_eta_is_unknown_until_something_finished_and_for_stdin():
     run, clock = metrics(total=10)
     clock.now += 10
-    assert run.snapshot(AdmissionView()).eta_s is None
+    assert run.snapshot(AdmissionStatistics()).eta_s is None
     run.finished(Finished(ok=True))
-    assert run.snapshot(AdmissionView()).eta_s == pytest.approx(90, rel=0.1)
+    assert run.snapshot(AdmissionStatistics()).eta_s == pytest.approx(90, rel=0.1)
     unknown, _ = metrics(total=None)
     unknown.finished(Finished(ok=True))
-    assert unknown.snapshot(AdmissionView()).eta_s is None
+    assert unknown.snapshot(AdmissionStatistics()).eta_s is None
 
 
 def test_resumed_jobs_are_done_but_not_this_runs():
@@ -57,7 +60,7 @@ def test_resumed_jobs_are_done_but_not_this_runs():
     run.skipped()
     run.finished(Finished(ok=False, error_code="truncated", attempts=5))
     clock.now += 1
-    now = run.snapshot(AdmissionView(in_flight=1))
+    now = run.snapshot(AdmissionStatistics(in_flight=1))
     assert (now.done, now.succeeded, now.failed, now.resumed) == (2, 0, 1, 1)
     assert now.errors == {"truncated": 1}
 
@@ -78,8 +81,17 @@ def test_a_field_of_the_wrong_type_is_unknown_not_an_error(junk):
     assert found.input_tokens is None
 
 
-def test_the_use_of_limits_is_sampled():
-    run, _ = metrics()
-    for used in (10, 30, 20):
-        run.snapshot(AdmissionView(rpm_allowed=60, rpm_used=used))
-    assert (run.rpm_use.peak, run.rpm_use.mean) == (30, 20)
+def test_what_limits_the_run_is_what_the_first_in_line_waits_for():
+    run, clock = metrics()
+    blocked = {"requests": 100.0, "tokens": 0.0}
+    found = []
+    for _ in range(30):
+        clock.now += 1
+        blocked["tokens"] += 0.9
+        found.append(run.snapshot(AdmissionStatistics(blocked_s=blocked)).limited_by)
+    assert found == [None] + ["tokens"] * 29
+    for _ in range(30):
+        clock.now += 1
+        blocked["tokens"] += 0.05
+        found.append(run.snapshot(AdmissionStatistics(blocked_s=blocked)).limited_by)
+    assert found[-1] is None

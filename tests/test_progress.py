@@ -9,8 +9,9 @@ import anyio
 import orjson
 import pytest
 
+from runner.admission import AdmissionStatistics
 from runner.limits import MAX_ECHO_CHARS
-from runner.metrics import AdmissionView, Finished, RunMetrics
+from runner.metrics import Finished, RunMetrics
 from runner.progress import Echo, duration, live_view, plain_line
 from runner.testing.virtual_time import run_virtual
 
@@ -31,7 +32,7 @@ def snapshot(**admission):
     run = RunMetrics(lambda: 0.0, total=10)
     run.finished(Finished(ok=True, output_tokens=7))
     run.finished(Finished(ok=False, error_code="truncated"))
-    return run.snapshot(AdmissionView(**admission))
+    return run.snapshot(AdmissionStatistics(**admission))
 
 
 def show(style, stream, seconds=35.0):
