@@ -9,6 +9,10 @@ From there it comes back along a cubic (as TCP's congestion control does, RFC 94
 about the rate that failed, then ever faster, for the limit may have risen. So a server refuses little, and seldom. All
 steps are in proportion, for limits from 60 to 30,000 a minute.
 
+What was borne is a lower bound, so below it a server with a limit refuses nothing, unless the limit was lowered, once.
+Refusals that come there again and again have nothing to do with the rate (an overloaded backend, a proxy in front of
+several): they are left to the cool-down, and the rate is given free for a while.
+
 After a slow_down above a million input tokens a minute the growth is what the API asks for, half as much again in 15
 minutes (its guide to errors).
 """
@@ -37,6 +41,10 @@ GROWTH_S: Final = 600.0
 MEMORY_S: Final = 10.0
 """What the server bore is remembered this long, in bins of BIN_S."""
 BIN_S: Final = 0.25
+CONTRADICTIONS: Final = 4
+"""So many refusals in a row below what was borne: the rate isn't their reason."""
+IGNORE_S: Final = 120.0
+"""How long the rate is given free then."""
 FLOOR_PER_S: Final = 1 / 30
 """Two requests a minute: a probe always goes on."""
 
@@ -51,6 +59,8 @@ class Pace:
         self._gently = False
         self._back_s = BACK_S
         self._bins: deque[list[float]] = deque()  # [start of the bin, requests accepted]
+        self._contradictions = 0
+        self._ignore_until_s = -math.inf
         self._known = False
 
     def know(self) -> None:
@@ -73,16 +83,26 @@ class Pace:
 
     def exceeded(self, wait_s: float, *, gently: bool = False) -> None:
         """Requests were refused; nothing is sent for `wait_s`."""
-        if self._bins:
+        if self._bins and self._clock() >= self._ignore_until_s:
+            self._give_way()
+        # Refused at once: that is no question of the rate either, and waiting is the cool-down's.
+        self._gently = gently
+        self._since_s = self._clock() + wait_s
+
+    def _give_way(self) -> None:
+        below = self._failed is not None and self._since_s is not None and self._clock() - self._since_s < self._back_s
+        self._contradictions = self._contradictions + 1 if below else 0
+        if self._contradictions >= CONTRADICTIONS:
+            self._contradictions = 0
+            self._ignore_until_s = self._clock() + IGNORE_S
+            self._failed, self._back_s = None, BACK_S
+        else:
             failed = max(FLOOR_PER_S, min(self.per_s, ENOUGH_PER_S, self._borne()))
             if self._failed is not None:
                 self._back_s = min(2 * self._back_s, MAX_BACK_S)
             self._failed = failed
-            self._known = False
-            self._bins.clear()
-        # Else it was refused at once: that is no question of the rate, and waiting is the cool-down's.
-        self._gently = gently
-        self._since_s = self._clock() + wait_s
+        self._known = False
+        self._bins.clear()
 
     def _borne(self) -> float:
         """The most that a stretch up to now shows the server to bear, in requests a second."""
@@ -95,7 +115,7 @@ class Pace:
     @property
     def per_s(self) -> float:
         """Requests a second as of now; inf where nothing holds them back."""
-        if self._known:
+        if self._known or self._clock() < self._ignore_until_s:
             return math.inf
         if self._since_s is None:
             self._since_s = self._clock()

@@ -33,10 +33,15 @@ class StrictServer:
         self._level = [self.rpm / 60, self.tpm / 60]
         self._at = 0.0
         self._storm_until = 0.0
+        self._random = (0.0, random.Random(3))
 
     def limit(self, rpm: float) -> None:
         self.rpm = rpm
         self._level[0] = min(self._level[0], rpm / 60)
+
+    def refuse_at_random(self, share: float) -> None:
+        """Refuses that share of the requests, whatever the rate."""
+        self._random = (share, random.Random(3))
 
     def storm(self, until_s: float) -> None:
         """Refuses everything for a while, whatever the rate."""
@@ -47,7 +52,13 @@ class StrictServer:
         for i, per_minute in enumerate((self.rpm, self.tpm)):
             self._level[i] = min(per_minute / 60, self._level[i] + (now - self._at) * per_minute / 60)
         self._at = now
-        ok = now >= self._storm_until and self._level[0] >= 1 and self._level[1] >= min(tokens, self.tpm / 60)
+        share, rng = self._random
+        ok = (
+            rng.random() >= share
+            and now >= self._storm_until
+            and self._level[0] >= 1
+            and self._level[1] >= min(tokens, self.tpm / 60)
+        )
         if ok:
             self._level[0] -= 1
             self._level[1] -= tokens
@@ -77,6 +88,7 @@ class Load:
     tokens: int = 10
     used: int | None = None
     answer_s: float = 0.3
+    retry_after_s: float = 1.0
     seed: int = 1
 
     def run(self, seconds: float, at: dict[float, Callable[[], None]] | None = None) -> Load:
@@ -116,7 +128,7 @@ class Load:
                 used = None if self.used is None else Need(0, self.used)
                 admission.settle(ticket, used)  # type: ignore[arg-type]
             else:
-                admission.throttled(ticket, said, 1.0)
+                admission.throttled(ticket, said, self.retry_after_s)
                 admission.settle(ticket, None)
             admission.release(ticket)
             if not ok:
@@ -221,3 +233,14 @@ def test_after_a_storm_the_allowance_is_used_again(told, headers):
     # The probe after the storm may come a cool-down late, and what nobody names is found out anew.
     assert load.share(100, 150) >= 0.85
     assert len([at for at in server.refused if 41 < at < 70]) <= 20
+
+
+@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("share", [0.005, 0.02, 0.1])
+def test_refusals_that_have_nothing_to_do_with_the_rate_do_not_strangle_the_run(told, share):
+    server = StrictServer(1e7, headers=False)
+    server.refuse_at_random(share)
+    Load(server, rpm=1e7 if told else None, workers=64, answer_s=0.1, retry_after_s=0.1).run(120)
+    # Each refusal stops everybody for 0.1 s and a probe, about 0.25 s, and 1 / share requests lie between two.
+    bearable = 1 / (0.25 + (1 / share) / (64 / 0.12)) / share
+    assert len([at for at in server.good if at > 60]) / 60 >= 0.4 * bearable
