@@ -41,8 +41,12 @@ GROWTH_S: Final = 600.0
 MEMORY_S: Final = 10.0
 """What the server bore is remembered this long, in bins of BIN_S."""
 BIN_S: Final = 0.25
-CONTRADICTIONS: Final = 4
-"""So many refusals in a row below what was borne: the rate isn't their reason."""
+CONTRADICTIONS: Final = 3
+"""So many refusals below what was borne: the rate isn't their reason."""
+LEAST: Final = 0.25
+"""The rate stays above this part of the best throughput yet…"""
+FADE: Final = 0.8
+"""…which fades so much with every refusal."""
 IGNORE_S: Final = 120.0
 """How long the rate is given free then."""
 FLOOR_PER_S: Final = 1 / 30
@@ -59,6 +63,7 @@ class Pace:
         self._gently = False
         self._back_s = BACK_S
         self._bins: deque[list[float]] = deque()  # [start of the bin, requests accepted]
+        self._best = 0.0  # throughput, in requests a second
         self._contradictions = 0
         self._ignore_until_s = -math.inf
         self._known = False
@@ -91,18 +96,26 @@ class Pace:
 
     def _give_way(self) -> None:
         below = self._failed is not None and self._since_s is not None and self._clock() - self._since_s < self._back_s
-        self._contradictions = self._contradictions + 1 if below else 0
+        # Chance lets a long time pass now and then: one that doesn't contradict takes back half of them.
+        self._contradictions = self._contradictions + 1 if below else self._contradictions // 2
+        self._best = max(FADE * self._best, self._throughput())
         if self._contradictions >= CONTRADICTIONS:
             self._contradictions = 0
             self._ignore_until_s = self._clock() + IGNORE_S
             self._failed, self._back_s = None, BACK_S
         else:
-            failed = max(FLOOR_PER_S, min(self.per_s, ENOUGH_PER_S, self._borne()))
+            least = max(FLOOR_PER_S, LEAST * self._best)
+            failed = max(least, min(self.per_s, ENOUGH_PER_S, self._borne()))
             if self._failed is not None:
                 self._back_s = min(2 * self._back_s, MAX_BACK_S)
             self._failed = failed
         self._known = False
         self._bins.clear()
+
+    def _throughput(self) -> float:
+        """Since the bins were cleared, in requests a second."""
+        elapsed = self._clock() - self._bins[0][0] if self._bins else 0.0
+        return sum(accepted for _, accepted in self._bins) / max(elapsed, 1.0)
 
     def _borne(self) -> float:
         """The most that a stretch up to now shows the server to bear, in requests a second."""
