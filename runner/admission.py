@@ -20,12 +20,9 @@ from runner.lanes import AdmissionClosed, Lane, Need, NeverFits, Ticket
 from runner.limits import MAX_LANES
 from runner.outcome import Usage
 from runner.ratelimits import RateLimits
-from runner.settings import ModelLimits
+from runner.settings import ModelLimits, limits_of
 
 __all__ = ["Admission", "AdmissionClosed", "AdmissionStatistics", "Need", "NeverFits", "Ticket"]
-
-ANY = "*"
-"""The name of the limits of models that have none of their own."""
 
 
 class AdmissionStatistics(NamedTuple):
@@ -128,7 +125,7 @@ class Admission:
     # ── Lanes ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _lane(self, model: str | None) -> Lane:
-        name, limits = self._group(model)
+        name, limits = limits_of(model, self._limits)
         lane = self._lanes.get(name)
         if lane is None:
             if len(self._lanes) >= MAX_LANES:
@@ -137,15 +134,6 @@ class Admission:
             if self._tasks is not None:
                 self._tasks.start_soon(lane.run)
         return lane
-
-    def _group(self, model: str | None) -> tuple[str, ModelLimits]:
-        """The entry with the longest name that the model's begins with, and its limits; else the model itself."""
-        model = model or ""
-        names = [name for name in self._limits if name != ANY and model.startswith(name)]
-        if names:
-            name = max(names, key=len)
-            return name, self._limits[name]
-        return model, self._limits.get(ANY, ModelLimits())
 
     # ── Statistics ───────────────────────────────────────────────────────────────────────────────────────────────
 

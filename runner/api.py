@@ -323,7 +323,9 @@ def _used_of(admission: AdmissionStatistics, metrics: RunMetrics, elapsed_s: flo
     totals = metrics.totals
     tokens = totals.tokens["input_tokens"] + totals.tokens["output_tokens"]
     used = {"rpm": (totals.attempts, admission.rpm_allowed), "tpm": (tokens, admission.tpm_allowed)}
-    return {name: round(n / (allowed * elapsed_s / 60), 4) for name, (n, allowed) in used.items() if allowed}
+    # Over at least a second: what a bucket held at the start would look like more than was allowed.
+    minutes = max(elapsed_s, 1.0) / 60
+    return {name: min(1.0, round(n / (allowed * minutes), 4)) for name, (n, allowed) in used.items() if allowed}
 
 
 def _advice(made: dict[str, Any], remaining: int | None, code: int) -> str:

@@ -6,6 +6,7 @@ upper estimates where lines cap their output, and guesses where they don't.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,10 +19,38 @@ from runner.jobs import Job, Rejected
 from runner.outcome import Usage
 from runner.progress import duration
 from runner.reservation import BEFORE_ANY
-from runner.settings import Settings
+from runner.settings import ModelLimits, Settings, limits_of
 from runner.source import JobSource
 
 _SHOWN: Final = 20
+
+
+@dataclass(slots=True)
+class Load:
+    """What jobs under the same limits amount to."""
+
+    limits: ModelLimits
+    jobs: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+    def add(self, found: tokens.Estimate) -> None:
+        """Counts one job."""
+        self.jobs += 1
+        self.input_tokens += found.input_tokens
+        self.output_tokens += found.output_tokens
+
+    @property
+    def minutes(self) -> float | None:
+        """How long the limits make them last at least; None without limits."""
+        limits, both = self.limits, self.input_tokens + self.output_tokens
+        per_minute = (
+            (self.jobs, limits.rpm),
+            (both, limits.tpm),
+            (self.input_tokens, limits.input_tpm),
+            (self.output_tokens, limits.output_tpm),
+        )
+        return max((amount / limit for amount, limit in per_minute if limit is not None), default=None)
 
 
 @dataclass(slots=True)
@@ -37,6 +66,8 @@ class Check:
     methods: Counter[str] = field(default_factory=Counter)
     cost: float = 0.0
     unpriced: int = 0
+    loads: dict[str, Load] = field(default_factory=dict)
+    """By group of models that share limits."""
     shown: list[str] = field(default_factory=list)
     """The first few lines that can't be jobs."""
 
@@ -65,19 +96,19 @@ class Check:
         self.methods[found.method] += 1
         self.input_tokens += found.input_tokens
         self.output_tokens += found.output_tokens
-        self.never_fit += settings.tpm is not None and found.input_tokens + found.output_tokens > settings.tpm
+        name, limits = limits_of(model, settings.limits)
+        load = self.loads.setdefault(name, Load(limits))
+        load.add(found)
+        tightest = min((tpm for tpm in (settings.tpm, limits.tpm) if tpm is not None), default=math.inf)
+        self.never_fit += found.input_tokens + found.output_tokens > tightest
         cost = cost_of(Usage(found.input_tokens, found.output_tokens), model, settings.prices)
         self.cost += cost or 0.0
         self.unpriced += cost is None
 
     def minutes(self, settings: Settings) -> float | None:
         """How long the limits make it last at least; None without limits."""
-        bounds = []
-        if settings.rpm is not None:
-            bounds.append(self.jobs / settings.rpm)
-        if settings.tpm is not None:
-            bounds.append((self.input_tokens + self.output_tokens) / settings.tpm)
-        return max(bounds, default=None)
+        whole = Load(ModelLimits(rpm=settings.rpm, tpm=settings.tpm), self.jobs, self.input_tokens, self.output_tokens)
+        return max([m for load in (whole, *self.loads.values()) if (m := load.minutes) is not None], default=None)
 
 
 async def check(paths: Sequence[str], settings: Settings) -> Check:

@@ -85,6 +85,20 @@ class ModelLimits(BaseModel):
     """Streams at once."""
 
 
+ANY_MODEL: Final = "*"
+"""The name of the limits of models that have none of their own."""
+
+
+def limits_of(model: str | None, limits: Mapping[str, ModelLimits]) -> tuple[str, ModelLimits]:
+    """The entry with the longest name that the model's begins with, and its limits; else the model itself."""
+    model = model or ""
+    names = [name for name in limits if name != ANY_MODEL and model.startswith(name)]
+    if names:
+        name = max(names, key=len)
+        return name, limits[name]
+    return model, limits.get(ANY_MODEL, ModelLimits())
+
+
 class Settings(BaseSettings):
     """The settings of a run. Durations are seconds, or text such as "2h30m"."""
 

@@ -7,7 +7,7 @@ import pytest
 
 from runner.check import check, report
 from runner.errors import InputError
-from runner.settings import Price, Settings
+from runner.settings import ModelLimits, Price, Settings
 
 
 async def checked(tmp_path, *lines, **settings):
@@ -65,3 +65,13 @@ async def test_a_flood_of_bad_lines_is_not_a_flood_of_output(tmp_path):
 async def test_a_missing_file_is_an_input_error(tmp_path):
     with pytest.raises(InputError, match="nowhere"):
         await check([str(tmp_path / "nowhere.jsonl")], Settings())
+
+
+async def test_limits_of_a_model_count_for_its_jobs(tmp_path):
+    lines = [{"prompt": "x", "model": "small-1", "max_tokens": 10}] * 10 + [{"prompt": "y", "model": "big"}]
+    limits = {"small": ModelLimits(rpm=2), "*": ModelLimits(tpm=100)}
+    found, text = await checked(tmp_path, *lines, limits=limits)
+    assert found.minutes(Settings(limits=limits)) == pytest.approx((1024 + 8) / 100, rel=0.01)
+    assert found.never_fit == 1
+    assert "at least 10m" in text
+    assert found.loads["small"].minutes == 5

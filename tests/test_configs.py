@@ -11,13 +11,11 @@ from pathlib import Path
 import orjson
 import pytest
 
-from runner.admission import Admission
 from runner.check import check, report
-from runner.concurrency import FixedConcurrency
 from runner.costs import price_of
 from runner.errors import UsageError
 from runner.jobs import Api, Job
-from runner.settings import ModelLimits, Settings, load
+from runner.settings import ModelLimits, Settings, limits_of, load
 from runner.target import resolve
 from runner.wire import encode_body
 
@@ -48,8 +46,7 @@ def loaded(name: str) -> Settings:
 
 def lane_of(model: str, limits: dict[str, ModelLimits]) -> str:
     """The entry whose limits admission would hold a model to."""
-    admission = Admission(rpm=None, tpm=None, concurrency=FixedConcurrency(1), clock=lambda: 0.0, limits=limits)
-    return admission._group(model)[0]
+    return limits_of(model, limits)[0]
 
 
 def priced_as(model: str, settings: Settings) -> str:
