@@ -16,13 +16,12 @@ from anyio.abc import TaskGroup
 from runner.buckets import Bucket
 from runner.concurrency import Concurrency
 from runner.gate import Gate
-from runner.lanes import AdmissionClosed, Lane, Need, NeverFits, Ticket
+from runner.lanes import Lane
 from runner.limits import MAX_LANES
 from runner.outcome import Usage
 from runner.ratelimits import RateLimits
 from runner.settings import ModelLimits, limits_of
-
-__all__ = ["Admission", "AdmissionClosed", "AdmissionStatistics", "Need", "NeverFits", "Ticket"]
+from runner.tickets import AdmissionClosed, Need, NeverFits, Ticket
 
 
 class AdmissionStatistics(NamedTuple):

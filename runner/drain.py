@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import anyio
 
-from runner.admission import Admission, AdmissionClosed
+from runner.admission import Admission
+from runner.tickets import AdmissionClosed
 
 
 class Reason(NamedTuple):

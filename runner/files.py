@@ -6,28 +6,22 @@ Rules, each paid for by an incident:
   cut off again, or the next record would be glued to the fragment.
 - After a failed fsync the kernel may have dropped the pages and report success the next time: never sync again, and
   cut off what was to be synced, for it may read back and yet be gone from the disk.
-- flock, not lockf: a POSIX lock is lost when any descriptor of the file closes. The lock file is never unlinked.
 - A created or renamed name is durable when its directory is synced, and a directory's when the one above it is.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
-import socket
 import stat
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import takewhile
 from pathlib import Path
 from typing import Final, Protocol
 
-from runner.errors import LockedError, OutputError, UsageError
+from runner.errors import OutputError, UsageError
 
-_LOCK_TRIES: Final = 5
-_LOCK_PAUSE_S: Final = 0.01
 _PRIVATE: Final = 0o600  # prompts and answers are nobody else's
 
 
@@ -76,7 +70,7 @@ class OsFiles:
 
     def open_append(self, path: Path) -> int:
         """See `FileSystem`."""
-        return _open_own(path)
+        return open_own(path)
 
     def write(self, fd: int, data: bytes) -> int:
         """See `FileSystem`."""
@@ -130,8 +124,12 @@ class OsFiles:
         return os.path.lexists(path)
 
 
-def _open_own(path: Path) -> int:
-    """A file of the folder, and nothing that stands in its place: a link leads elsewhere, a pipe keeps nothing."""
+def open_own(path: Path) -> int:
+    """Opens a file of the folder to read and append; no link, which leads elsewhere, no pipe, which keeps nothing.
+
+    Raises:
+        UsageError: it is a link, or no regular file.
+    """
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
         fd = os.open(path, flags, _PRIVATE)
@@ -268,43 +266,3 @@ def make_folder(fs: FileSystem, folder: Path) -> None:
             with suppress(FileExistsError):  # two runs begin at once; the lock decides between them
                 fs.make_dir(path)
             fs.fsync_dir(path.parent)
-
-
-@contextmanager
-def lock_folder(folder: Path) -> Iterator[None]:
-    """Makes the folder and holds its lock; the lock goes with the process, however that ends.
-
-    Raises:
-        LockedError: another run holds it.
-        OutputError: the folder can't be made or written.
-        UsageError: its lock file isn't a file.
-    """
-    make_folder(OsFiles(), folder)
-    with output_errors(folder):
-        fd = _open_own(folder / ".lock")
-    try:
-        with output_errors(folder / ".lock"):
-            _take(fd, folder)
-        yield
-    finally:
-        os.close(fd)
-
-
-def _take(fd: int, folder: Path) -> None:
-    if not _try_lock(fd):
-        holder = os.pread(fd, 200, 0).decode("utf-8", "replace").strip()
-        raise LockedError(f"{folder} is in use by another run ({holder or 'unknown'})")
-    os.ftruncate(fd, 0)
-    os.write(fd, f"pid {os.getpid()} on {socket.gethostname()}\n".encode())
-
-
-def _try_lock(fd: int) -> bool:
-    """A few tries within 50 ms: `tail` holds a shared lock for an instant, to see whether a run is going on."""
-    for _ in range(_LOCK_TRIES):
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(_LOCK_PAUSE_S)
-        else:
-            return True
-    return False

@@ -17,7 +17,8 @@ import orjson
 
 from runner import manifest, preflight
 from runner.digests import DigestMap, digest64
-from runner.files import FileSystem, OsFiles, atomic_write, lock_folder, read_file
+from runner.files import FileSystem, OsFiles, atomic_write, read_file
+from runner.lock import lock_folder
 from runner.plan import Plan
 from runner.recovery import (
     DELTAS,

@@ -22,13 +22,14 @@ import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 import anyio
 
 from runner.buckets import Bucket, Quota, Sliding
 from runner.pace import Pace
 from runner.ratelimits import Allowance, RateLimits
+from runner.tickets import BY_NAME, MEASURES, AdmissionClosed, Measure, Need, NeverFits, Ticket
 
 if TYPE_CHECKING:
     from runner.gate import Gate
@@ -47,65 +48,6 @@ RAMP_ABOVE_TPM: Final = 1_000_000
 """Input tokens a minute above which slow_down asks for a slow ramp (the API's guide to errors)."""
 CATCH_UP_S: Final = 0.05
 """A pace makes up for what a late timer lost, up to this."""
-
-
-class AdmissionClosed(Exception):
-    """Raised to those who wait for admission when the run drains."""
-
-
-class NeverFits(Exception):
-    """Raised when a job needs more tokens than the limit gives in its whole window."""
-
-
-class Need(NamedTuple):
-    """What an attempt is expected to use, in tokens."""
-
-    input_tokens: int
-    output_tokens: int
-
-    @property
-    def tokens(self) -> int:
-        """Both."""
-        return self.input_tokens + self.output_tokens
-
-
-class Measure(NamedTuple):
-    """One kind of limit."""
-
-    name: str  # in the settings
-    label: str  # for people
-    of: Callable[[Need], float]
-    window_s: float
-
-
-MEASURES: Final = (
-    # Tokens before requests: no request is spent while tokens are awaited.
-    Measure("tpd", "tokens a day", lambda need: need.tokens, 86_400.0),
-    Measure("tpm", "tokens", lambda need: need.tokens, 60.0),
-    Measure("input_tpm", "input tokens", lambda need: need.input_tokens, 60.0),
-    Measure("output_tpm", "output tokens", lambda need: need.output_tokens, 60.0),
-    Measure("rpd", "requests a day", lambda need: 1, 86_400.0),
-    Measure("rpm", "requests", lambda need: 1, 60.0),
-)
-_BY_NAME: Final = {measure.name: measure for measure in MEASURES}
-
-
-@dataclass(slots=True, eq=False)
-class Ticket:
-    """One admitted attempt. Settle it once with the real usage, and release it."""
-
-    need: Need
-    lane: Lane
-    limiter_wait_s: float
-    """Time in line in which the head of it waited for limits or a cool-down."""
-    granted_s: float
-    nth: int
-    """Requests that the lane had admitted by then, this one included."""
-    nth_token: int
-    """…and their tokens."""
-    probe: bool = False
-    settled: bool = False
-    released: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -344,7 +286,7 @@ class Lane:
         """The head was cancelled at the door: what it paid in tokens is for the next; its request is lost."""
         for name in paid:
             if name not in ("rpm", "rpd"):
-                self.buckets[name].correct(_BY_NAME[name].of(need))
+                self.buckets[name].correct(BY_NAME[name].of(need))
 
     def _grant(self, head: _Waiter) -> Ticket:
         need, now = head.need, self._clock()
@@ -406,4 +348,4 @@ class Lane:
         self.wake()
 
     def _limits(self) -> list[tuple[Measure, Bucket | Quota]]:
-        return [(_BY_NAME[name], bucket) for name, bucket in self.buckets.items()]
+        return [(BY_NAME[name], bucket) for name, bucket in self.buckets.items()]

@@ -17,13 +17,13 @@ from anyio.abc import TaskGroup
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from runner import signals
-from runner.admission import AdmissionClosed
 from runner.digests import DigestMap, digest64
 from runner.drain import Drain
 from runner.jobs import Job, Rejected
 from runner.limits import BACKOFF_ROOM
 from runner.preflight import asks_something_else, changes_refused
 from runner.source import JobSource
+from runner.tickets import AdmissionClosed
 from runner.worker import Bench, StopRun, finish_rejected, run_job
 
 log = logging.getLogger(__name__)

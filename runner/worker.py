@@ -21,7 +21,7 @@ import httpx2
 import orjson
 
 from runner import ratelimits, records, tokens
-from runner.admission import Admission, AdmissionClosed, Need, NeverFits, Ticket
+from runner.admission import Admission
 from runner.attempt import Attempted, run_attempt
 from runner.client import Client
 from runner.costs import cost_of
@@ -39,6 +39,7 @@ from runner.redact import Redactor
 from runner.reservation import Reservation
 from runner.retries import AttemptFailed, retrying
 from runner.settings import Settings
+from runner.tickets import AdmissionClosed, Need, NeverFits, Ticket
 from runner.wire import choices_of, encode_body
 
 log = logging.getLogger(__name__)

@@ -8,12 +8,13 @@ from typing import Any
 import anyio
 import pytest
 
-from runner.admission import Admission, AdmissionClosed, Need, NeverFits
+from runner.admission import Admission
 from runner.concurrency import AdaptiveConcurrency, FixedConcurrency
 from runner.outcome import Usage
 from runner.ratelimits import Allowance, RateLimits
 from runner.settings import ModelLimits
 from runner.testing.virtual_time import run_virtual
+from runner.tickets import AdmissionClosed, Need, NeverFits
 
 NAMED = RateLimits(Allowance(1e9))
 

@@ -32,6 +32,7 @@ PURE = (
     "redact",
     "sketch",
     "sse",
+    "tickets",
     "wire",
 )
 """No clock, no socket, no file, no loop: bytes and values in, values out."""

@@ -14,9 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner import files
+from runner import lock
 from runner.errors import LockedError, OutputError, UsageError
-from runner.files import AppendFile, OsFiles, atomic_write, lock_folder, make_folder, read_file
+from runner.files import AppendFile, OsFiles, atomic_write, make_folder, read_file
+from runner.lock import lock_folder
 from runner.testing.memory_files import Crashed, MemoryFiles, Tear, WriteFault
 
 FILE = Path("/out/file")
@@ -330,7 +331,7 @@ def _step(fs, folder, operation, name, argument):
 HOLDER = """if True:
     import sys
     from pathlib import Path
-    from runner.files import lock_folder
+    from runner.lock import lock_folder
     with lock_folder(Path(sys.argv[1])):
         print("held", flush=True)
         sys.stdin.read()
@@ -398,7 +399,7 @@ def test_in_50_races_for_a_new_folder_one_wins_and_the_other_is_locked_out(tmp_p
 
 @pytest.fixture
 def no_pause(monkeypatch):
-    monkeypatch.setattr(files, "_LOCK_PAUSE_S", 0)
+    monkeypatch.setattr(lock, "_LOCK_PAUSE_S", 0)
 
 
 def _contend(folder, start, decided, ends):
@@ -414,7 +415,7 @@ def _contend(folder, start, decided, ends):
 
 def test_the_lock_outlives_other_descriptors_of_the_file(tmp_path, monkeypatch):
     """With lockf it would be lost here."""
-    monkeypatch.setattr(files, "_LOCK_PAUSE_S", 0)
+    monkeypatch.setattr(lock, "_LOCK_PAUSE_S", 0)
     with lock_folder(tmp_path):
         (tmp_path / ".lock").read_bytes()
         with pytest.raises(LockedError):

@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 import anyio
 import pytest
 
-from runner.admission import Admission, Need
+from runner.admission import Admission
 from runner.concurrency import AdaptiveConcurrency, FixedConcurrency
 from runner.ratelimits import Allowance, RateLimits
 from runner.settings import ModelLimits
 from runner.testing.virtual_time import run_virtual
+from runner.tickets import Need
 
 
 @dataclass

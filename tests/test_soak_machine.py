@@ -72,7 +72,7 @@ FULL_DISKS = st.builds(
     short=st.none() | st.integers(1, 200),
 )
 PLANS = st.fixed_dictionaries({"retry_failed": st.booleans(), "accept_changes": st.booleans()})
-DURABILITIES = st.sampled_from(["batch", "batch", "each", "none"])
+DURABILITIES = st.sampled_from(["batch", "each", "none"])
 
 
 class FolderLife(RuleBasedStateMachine):

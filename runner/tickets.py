@@ -1,0 +1,69 @@
+"""What an attempt needs of the limits, and the ticket that it gets for it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from runner.lanes import Lane
+
+
+class AdmissionClosed(Exception):
+    """Raised to those who wait for admission when the run drains."""
+
+
+class NeverFits(Exception):
+    """Raised when a job needs more tokens than the limit gives in its whole window."""
+
+
+class Need(NamedTuple):
+    """What an attempt is expected to use, in tokens."""
+
+    input_tokens: int
+    output_tokens: int
+
+    @property
+    def tokens(self) -> int:
+        """Both."""
+        return self.input_tokens + self.output_tokens
+
+
+class Measure(NamedTuple):
+    """One kind of limit."""
+
+    name: str  # in the settings
+    label: str  # for people
+    of: Callable[[Need], float]
+    window_s: float
+
+
+MEASURES: Final = (
+    # Tokens before requests: no request is spent while tokens are awaited.
+    Measure("tpd", "tokens a day", lambda need: need.tokens, 86_400.0),
+    Measure("tpm", "tokens", lambda need: need.tokens, 60.0),
+    Measure("input_tpm", "input tokens", lambda need: need.input_tokens, 60.0),
+    Measure("output_tpm", "output tokens", lambda need: need.output_tokens, 60.0),
+    Measure("rpd", "requests a day", lambda need: 1, 86_400.0),
+    Measure("rpm", "requests", lambda need: 1, 60.0),
+)
+BY_NAME: Final = {measure.name: measure for measure in MEASURES}
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """One admitted attempt. Settle it once with the real usage, and release it."""
+
+    need: Need
+    lane: Lane
+    limiter_wait_s: float
+    """Time in line in which the head of it waited for limits or a cool-down."""
+    granted_s: float
+    nth: int
+    """Requests that the lane had admitted by then, this one included."""
+    nth_token: int
+    """…and their tokens."""
+    probe: bool = False
+    settled: bool = False
+    released: bool = False
