@@ -44,6 +44,8 @@ RAISE_AFTER: Final = 3
 """So many answers in a row must name a higher limit before it is believed."""
 FIRST_STREAMS: Final = 4
 """Streams at once until the first answer shows whether the server names its limits, where nobody else does."""
+FIRST_WAIT_S: Final = 2.0
+"""…but no longer than this: a slow model answers in minutes, and its headers may come with its first token."""
 RAMP_ABOVE_TPM: Final = 1_000_000
 """Input tokens a minute above which slow_down asks for a slow ramp (the API's guide to errors)."""
 CATCH_UP_S: Final = 0.05
@@ -87,6 +89,8 @@ class Lane:
         self._pace = Pace(clock)
         self._paced_until = 0.0
         self._refunds = True
+        self._first_s = math.inf
+        """When the first attempt was admitted."""
         self._limited_s = 0.0
         """How long heads of this lane have waited for limits and cool-downs."""
         self._episode_s = -math.inf
@@ -163,7 +167,8 @@ class Lane:
         """An answer came with a good status and these headers."""
         self._learn(ticket, said)
         self._answered = True
-        self._pace.bore()
+        if ticket.granted_s >= self._episode_s:  # what was sent before a refusal says nothing of the rate since
+            self._pace.bore()
         if ticket.granted_s >= self.cool_until:  # what was sent before the cool-down proves nothing
             self._probing = False
             self._cool_next_s = COOLDOWN_START_S
@@ -293,6 +298,7 @@ class Lane:
         # A wait that had begun before it came counts in part only.
         waited = min(self._limited_s - head.limited_before_s, now - head.since_s)
         self.in_flight += 1
+        self._first_s = min(self._first_s, now)
         self._admitted += 1
         self._admitted_tokens += need.tokens
         self._input.add(need.input_tokens)
@@ -331,9 +337,13 @@ class Lane:
 
     def _room(self) -> float | None:
         limit = self._configured.concurrency
-        if not self._answered and "rpm" not in self.buckets and self._gate.requests is None:
-            limit = min(limit or FIRST_STREAMS, FIRST_STREAMS)
-        return None if limit is None or self.in_flight < limit else math.inf
+        if limit is not None and self.in_flight >= limit:
+            return math.inf
+        unknown = not self._answered and "rpm" not in self.buckets and self._gate.requests is None
+        if unknown and self.in_flight >= FIRST_STREAMS:
+            wait_s = self._first_s + FIRST_WAIT_S - self._clock()
+            return wait_s if wait_s > 0 else None
+        return None
 
     def wake(self) -> None:
         """Something changed that the head may wait for."""

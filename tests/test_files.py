@@ -445,3 +445,10 @@ def test_errors_inside_the_lock_are_left_alone(tmp_path):
 
     with pytest.raises(OSError, match="of the run"):
         inside()
+
+
+def test_the_real_seam_really_syncs(monkeypatch):
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    OsFiles().fsync(7)
+    assert synced == [7]

@@ -245,3 +245,29 @@ def test_refusals_that_have_nothing_to_do_with_the_rate_do_not_strangle_the_run(
     # Each refusal stops everybody for 0.1 s and a probe, about 0.25 s, and 1 / share requests lie between two.
     bearable = 1 / (0.25 + (1 / share) / (64 / 0.12)) / share
     assert len([at for at in server.good if at > 60]) / 60 >= 0.4 * bearable
+
+
+def test_a_slow_model_does_not_hold_up_the_start():
+    """Its first headers come after a minute; 64 streams are asked for, and nobody named a limit."""
+
+    async def body() -> list[float]:
+        clock = asyncio.get_running_loop().time
+        admission = Admission(rpm=None, tpm=None, concurrency=FixedConcurrency(64), clock=clock)
+        admitted: list[float] = []
+
+        async def job() -> None:
+            await admission.acquire("m", Need(0, 10))
+            admitted.append(clock())
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(admission.run)
+            for _ in range(64):
+                tasks.start_soon(job)
+            await anyio.sleep(10)
+            tasks.cancel_scope.cancel()
+        return admitted
+
+    admitted = run_virtual(body)
+    assert len(admitted) == 64
+    assert len([at for at in admitted if at < 1.9]) == 4
+    assert max(admitted) < 4
