@@ -37,6 +37,10 @@ class Sink(Protocol):
     def delta(self, delta: Delta, t_s: float) -> None:
         """Takes one delta; `t_s` is seconds since the attempt was sent. Must not block."""
 
+    @property
+    def has_room(self) -> bool:
+        """Whether more may be read at once."""
+
     async def room(self) -> None:
         """Returns when more may be read: the disk has caught up."""
 
@@ -160,8 +164,9 @@ class _Reader:
                 raise _FaultError(Fault(FaultKind.TOO_LARGE, f"the stream is larger than {MAX_STREAM_BYTES} bytes"))
             if self._take_block(decoder, block, now_ns, watch):
                 break
-            with watch.suspended():
-                await self._sink.room()
+            if not self._sink.has_room:
+                with watch.suspended():
+                    await self._sink.room()
         self._ended_ns = time.monotonic_ns()
         if not self._stopped:
             await _drain(body)

@@ -95,6 +95,11 @@ class Journal:
         self._lines.append(line)
         self._line_bytes += len(line)
 
+    @property
+    def has_room(self) -> bool:
+        """Whether `room` would return at once and without an error."""
+        return self._error is None and self._pending_bytes <= MAX_PENDING_OUTPUT_BYTES
+
     async def room(self) -> None:
         """Returns at once, or when the disk has caught up.
 

@@ -241,6 +241,11 @@ class _JobRun:
         if bench.echo is not None and delta.text and not delta.payload.get("index"):
             bench.echo.text(self._job.id, delta.text)
 
+    @property
+    def has_room(self) -> bool:
+        """Whether the disk keeps up; part of the attempt's sink."""
+        return self._bench.journal.has_room
+
     async def room(self) -> None:
         """Waits while the disk is behind; part of the attempt's sink."""
         await self._bench.journal.room()

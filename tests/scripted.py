@@ -106,5 +106,9 @@ class ListSink:
     def delta(self, delta, t_s):
         self.deltas.append(delta)
 
+    @property
+    def has_room(self):
+        return True
+
     async def room(self):
         await anyio.lowlevel.checkpoint()

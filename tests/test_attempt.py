@@ -207,6 +207,7 @@ async def test_cancelled_at_any_step_it_closes_the_connection():
 
             class Cancelling(ListSink):
                 steps = 0
+                has_room = False
 
                 async def room(self):
                     self.steps += 1

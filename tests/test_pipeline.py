@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import anyio
 import orjson
@@ -54,6 +54,8 @@ class ListJournal:
 
     def delta(self, line: bytes) -> None:
         self.deltas.append(orjson.loads(line))
+
+    has_room: ClassVar[bool] = True
 
     async def room(self) -> None:
         await anyio.lowlevel.checkpoint()
@@ -432,6 +434,7 @@ def test_a_disk_that_is_behind_is_not_the_servers_fault(world, monkeypatch):
         await anyio.sleep(10)
 
     monkeypatch.setattr(ListJournal, "room", room)
+    monkeypatch.setattr(ListJournal, "has_room", False)
     world.settings = {"idle_timeout": 1, "first_token_timeout": 1, "total_timeout": 5}
     world.server.default = [[0.1, START, 0.2, REST]]
     world.jobs("a").run()
