@@ -29,6 +29,8 @@ SAFETY: Final = 1 - BURST_S / 60
 PIECES: Final = 10
 """A burst is paid in so many pieces, so that a refund that comes while the head of the queue pays counts at once."""
 WINDOW_S: Final = 60
+MOST_OWED_MIN: Final = 10.0
+"""The longest answer there is, 384 k tokens, is 13 minutes' worth of the lowest tier's 30,000 a minute."""
 _SAME: Final = 1e-3
 """Limits that differ by less are the same."""
 
@@ -81,8 +83,9 @@ class Bucket:
         self._use.add(amount)
 
     def give_back(self, amount: float) -> None:
-        """A refund; negative is a debt."""
-        self._balance = min(self._balance + amount, self._largest)
+        """A refund; negative is a debt, bounded: a broken counter must not stop a run."""
+        owed = MOST_OWED_MIN * self.per_minute
+        self._balance = max(min(self._balance + amount, self._largest), -owed)
 
     def correct(self, amount: float) -> None:
         """A refund or debt that also corrects what `used` reports."""

@@ -127,3 +127,13 @@ def test_use_is_reported_over_the_last_minute():
         return first, mine.used
 
     assert run_virtual(main) == (42, 2)
+
+
+def test_a_broken_counter_does_not_stop_a_run_for_days():
+    async def main():
+        mine = bucket(6000)
+        mine.give_back(-(10**12))
+        await mine.acquire(1)
+        return anyio.current_time()
+
+    assert run_virtual(main) <= 10.5 * 60
