@@ -57,7 +57,7 @@ class Bucket:
         if abs(per_minute - self.per_minute) <= _SAME * self.per_minute:
             return
         self._set(per_minute)
-        self._balance = min(self._balance, 0.0) - self.burst
+        self._balance = min(self._balance, -self.burst)
 
     # ── Paying ───────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -185,7 +185,7 @@ class Quota:
 
     async def acquire(self, amount: float) -> None:
         """Waits until the window has room for `amount`."""
-        while self._bins and self.used + amount > self.limit:  # noqa: ASYNC110 - nothing but time changes it
+        while self.used + amount > self.limit and self._bins:  # noqa: ASYNC110 - nothing but time changes it
             await anyio.sleep((self._bins[0][0] + 101) * self._bin_s - self._clock() + 1e-3)
         self.correct(-amount)
 

@@ -46,6 +46,8 @@ FIRST_STREAMS: Final = 4
 """Streams at once until the first answer shows whether the server names its limits, where nobody else does."""
 FIRST_WAIT_S: Final = 2.0
 """…but no longer than this: a slow model answers in minutes, and its headers may come with its first token."""
+NO_REFUNDS_S: Final = 300.0
+"""How long after a 429 nothing is given back: a server that charges up front doesn't either."""
 RAMP_ABOVE_TPM: Final = 1_000_000
 """Input tokens a minute above which slow_down asks for a slow ramp (the API's guide to errors)."""
 CATCH_UP_S: Final = 0.05
@@ -88,7 +90,7 @@ class Lane:
         self._higher: dict[str, int] = {}  # answers in a row that named a higher limit
         self._pace = Pace(clock)
         self._paced_until = 0.0
-        self._refunds = True
+        self._no_refunds_until_s = -math.inf
         self._first_s = math.inf
         """When the first attempt was admitted."""
         self._limited_s = 0.0
@@ -141,11 +143,12 @@ class Lane:
         if used is None:
             return
         need, real = ticket.need, Need(used.input_tokens, used.output_tokens)
+        refunds = self._clock() >= self._no_refunds_until_s
         for measure, bucket in self._limits():
             difference = measure.of(need) - measure.of(real)
-            if difference < 0 or (difference > 0 and self._refunds):
+            if difference < 0 or (difference > 0 and refunds):
                 bucket.correct(difference)
-        if need.tokens < real.tokens or self._refunds:
+        if need.tokens < real.tokens or refunds:
             self._gate.correct(need.tokens - real.tokens)
 
     def release(self, ticket: Ticket) -> None:
@@ -171,6 +174,7 @@ class Lane:
             self._pace.bore()
         if ticket.granted_s >= self.cool_until:  # what was sent before the cool-down proves nothing
             self._probing = False
+            self._probe = None  # its stream may go on for long: a later cool-down isn't its business
             self._cool_next_s = COOLDOWN_START_S
         self.wake()
 
@@ -208,7 +212,8 @@ class Lane:
         seldom = now - self._episode_s > 60
         self._episode_s = now
         # By our count there was room: what we give back after an answer, this server may not.
-        self._refunds = self._refunds and lowered
+        if not lowered:
+            self._no_refunds_until_s = now + NO_REFUNDS_S
         if gently or not (lowered or (known and seldom)):
             self._pace.exceeded(pause_s, gently=gently)
 
