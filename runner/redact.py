@@ -2,29 +2,40 @@
 
 Two passes. First the secrets that are known, by length:
 
-- 8 characters and more: literally, and as they look percent-encoded, JSON-escaped, in a Python repr and in base64,
-  alone or in the middle of something longer (`user:secret` of Basic credentials);
-- 4 to 7: literally, where no letter or digit touches them: "none" is not to be cut out of "nonetheless";
-- less than 4: not at all; that is no secret, and every text has it.
+- 8 characters and more: literally, and as they look percent-encoded, JSON-escaped (once or twice), HTML-escaped, in a
+  Python repr of text or bytes and in base64, alone or in the middle of something longer (`user:secret` of Basic
+  credentials);
+- 4 to 7 with a digit or a sign in them: literally, where no letter or digit touches them: "k-12" is not to be cut out
+  of "k-120";
+- 4 to 7 letters, and less than 4 of anything: not at all. Such a value is a placeholder ("none", "EMPTY", "dummy"), and
+  ordinary text has it.
 
 Then what looks like a secret by where it stands: `sk-…`, `Bearer …`, `Basic …`, `api-key: …` and its spellings in
 headers, JSON and reprs, `…key=` and the like in a URL's query, `//user:password@`. Only the secret is replaced, so a
 reader sees where it was. Twice is the same as once.
 
+A failed job's half answer is redacted in the event loop, and may have megabytes. So expressions are tried only where a
+literal that each of their matches contains was found: ten megabytes of prose take a twentieth of a second.
+
 Accepted: an unknown token after "Bearer" that is a short word of lower-case letters is left; "Bearer Certificates"
-loses its second word; a secret that was cut in two before it came here is not found.
+loses its second word; a secret that was cut in two before it came here is not found; text made of little but such
+literals goes at the speed of the expressions, a tenth of a second for a megabyte.
 """
 
 from __future__ import annotations
 
 import base64
+import html
 import json
 import logging
 import re
 import traceback
-from collections.abc import Iterable, Iterator
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, islice
+from typing import Any, AnyStr, Final, NamedTuple
 from urllib.parse import quote, quote_plus
+
+import orjson
 
 from runner.limits import MAX_REDACTED_DEPTH, MAX_REDACTED_VALUES
 
@@ -39,6 +50,7 @@ CUT: Final = "[too large to redact]"
 _QUOTE: Final = r"""\\*["']?"""
 # A header, a JSON member, a keyword argument, or a pair in the repr of a list of raw headers.
 _IS: Final = rf"""(?:{_QUOTE}\s*[:=]\s*b?{_QUOTE}|["']\s*,\s*b?["'])"""
+_NAME_CHARS: Final = 40  # of a name in a query, before its `key=`
 # Outside of a header, "bearer" and "basic" are words too: what follows must look like a token, not like prose.
 _BEARER: Final = r"(?-i:(?=[a-z]*[A-Z0-9._~+/=-]|[a-z]{20}))[a-z0-9._~+/=-]{8,}"
 _BASIC: Final = r"(?=[a-z+/]*[0-9=])[a-z0-9+/]{12,}={0,2}"
@@ -46,7 +58,7 @@ _SHAPES: Final = re.compile(
     rf"""
       ((?:authorization{_IS}(?:[a-z]+\s+)?                    # whatever the scheme
          |api[-_]?key{_IS}                                    # api-key, x-api-key, openai_api_key, apikey
-         |[?&][\w.-]{{0,40}}(?:key|token|secret|signature|password|sig)=
+         |[?&][\w.-]{{0,{_NAME_CHARS}}}(?:key|token|secret|signature|password|sig)=
        )(?=[^\s"'&,;<>\\]{{4}}))[^\s"'&,;<>\\]+
     | (\bbearer\s+){_BEARER}
     | (\bbasic\s+){_BASIC}
@@ -55,41 +67,78 @@ _SHAPES: Final = re.compile(
     """,
     re.IGNORECASE | re.VERBOSE,
 )
-# One of these is in every text that _SHAPES can match, and looking for them takes a fraction of its time.
-_HINTS: Final = (
-    "sk-", "bearer", "basic", "authorization", "apikey", "api-key", "api_key",
-    "key=", "token=", "secret=", "signature=", "password=", "sig=",
-)  # fmt: skip
+# Every match of _SHAPES begins with a word, holds a name after ? or &, or begins with // before an @.
+_WORDS: Final = (b"bearer", b"basic", b"authorization", b"apikey", b"api-key", b"api_key")
+# "risk-free", "desk-bound" and plain links are most of what would be looked at in vain. A literal that leads is fast.
+_KEY: Final = re.compile(rb"sk-(?<![a-z0-9]sk-)(?=[a-z0-9_-]{8})")
+_USER: Final = re.compile(rb"//(?=[^/\s:@\"'<>]*:)")
+_NAMES: Final = (b"key=", b"token=", b"secret=", b"signature=", b"password=", b"sig=")
+FOLDED: Final = {"İ": "i", "ı": "i", "ſ": "s", "\u212a": "k"}
+"""What an expression that ignores case takes for an ASCII letter, beside that letter."""
+_FOLDED_UTF8: Final = tuple(letter.encode() for letter in FOLDED)
+_SPARSE: Final = 16
+"""Where there is a place to look at in fewer characters than this, one pass over all of them is quicker."""
 
 
 class Redactor:
     """Replaces secrets. Made once a run; it holds them in patterns, so it has no repr that shows them."""
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
-        forms = {form for secret in secrets if len(secret) >= MIN_SECRET_CHARS for form in _forms(secret)}
+        forms = {form for secret in secrets for form in _forms(secret)}
         # The longest first: an encoded form may begin with the plain one, one secret with another.
         ordered = sorted(forms, key=lambda form: (-len(form.text), form))
-        self._texts = tuple({form.text: None for form in ordered})
         self._known = re.compile("|".join(form.pattern for form in ordered))
+        self._texts: dict[str, list[str]] = {}
+        for form in ordered:
+            self._texts.setdefault(_mark(form.text), []).append(form.text)
+        self._in_json = {_json_inside(mark): [*map(_json_inside, texts)] for mark, texts in self._texts.items()}
 
     def redact(self, text: str) -> str:
         """The text without secrets."""
-        # `in` looks for a form some fifty times faster than the expression passes over the text.
-        if any(form in text for form in self._texts):
-            text = self._known.sub(REPLACEMENT, text)
-        lowered = text.lower()
-        if any(hint in lowered for hint in _HINTS) or ("//" in text and "@" in text):
-            return _SHAPES.sub(_keep_place, text)
-        return text
+        if len(text) < MIN_SECRET_CHARS:
+            return text
+        # `in` looks for a form some fifty times faster than an expression passes over the text.
+        found = [form for mark, forms in self._texts.items() if mark in text for form in forms if form in text]
+        if found:
+            # A form of base64 takes with it the character before.
+            starts = (max(0, at - back) for form in found for at in _places(text, form) for back in (0, 1))
+            text = _sub(self._known, lambda match: REPLACEMENT, text, starts)
+        return _sub(_SHAPES, _keep_place, text, _shape_starts(text))
 
     def redact_json(self, value: Any) -> Any:
-        """A copy of a JSON-able value without secrets, keys included.
+        """A JSON-able value without secrets, keys included: itself where it has none, or else a copy.
 
-        Tuples and sets become lists, bytes text; what else isn't JSON-able becomes its redacted `str`, so that a later
-        `default=str` brings nothing back. Structures beyond MAX_REDACTED_DEPTH or MAX_REDACTED_VALUES, and those that
-        hold themselves, are cut there.
+        In a copy tuples and sets become lists, bytes text; what else isn't JSON-able becomes its redacted `str`, so
+        that a later `default=str` brings nothing back. What is deeper than MAX_REDACTED_DEPTH or larger than
+        MAX_REDACTED_VALUES is cut there, as is what holds itself.
         """
-        return _Walk(self).copy(value)
+        if isinstance(value, str):
+            return self.redact(value)
+        data = _json_of(value)
+        # Long strings are quick to walk over; of many short ones the walk takes seconds, and few of them are suspect.
+        if data is None or data.count(b'"') * _SHORT_CHARS < len(data):
+            return _Walk(self).copy(value)
+        redacted = self._redacted_strings(data)
+        if redacted is None:
+            return _Walk(self).copy(value)
+        return orjson.loads(_spliced(data, redacted)) if redacted else value
+
+    def _redacted_strings(self, data: bytes) -> dict[int, tuple[int, bytes]] | None:
+        """The strings of a JSON text that hold a secret: start → end and what to write. None where it can't be told."""
+        redacted: dict[int, tuple[int, bytes]] = {}
+        lowered = data.lower()
+        known = (form for mark, forms in self._in_json.items() if mark in data for form in forms)
+        for searched, needle in chain(((data, form) for form in known), ((lowered, word) for word in _needles(data))):
+            at = searched.find(needle)
+            while at >= 0:
+                start, end = _literal_at(data, at)
+                text = _text_of(data[start:end]) if needle.strip(_BARE) else None
+                if text is None:
+                    return None
+                if (without := self.redact(text)) != text:
+                    redacted[start] = end, orjson.dumps(without)
+                at = searched.find(needle, end)
+        return redacted
 
 
 class RedactingFilter(logging.Filter):
@@ -130,6 +179,58 @@ def _message(record: logging.LogRecord) -> str:
         return f"{record.msg!s} (its arguments can't be shown)"
 
 
+# ── Expressions, tried only where they may match ─────────────────────────────────────────────────────────────────────
+
+
+def _sub(pattern: re.Pattern[str], replaced: Callable[[re.Match[str]], str], text: str, starts: Iterator[int]) -> str:
+    """What `pattern.sub` gives. `starts` holds, in any order, all places where a match may begin."""
+    most = len(text) // _SPARSE
+    spots = list(islice(starts, most + 1))
+    if len(spots) > most:
+        return pattern.sub(replaced, text)
+    pieces, end = [], 0
+    for start in sorted(spots):
+        if start >= end and (match := pattern.match(text, start)):
+            pieces += [text[end:start], replaced(match)]
+            end = match.end()
+    return "".join([*pieces, text[end:]])
+
+
+def _places(text: AnyStr, part: AnyStr) -> Iterator[int]:
+    """Where the part stands in the text, overlaps included."""
+    at = text.find(part)
+    while at >= 0:
+        yield at
+        at = text.find(part, at + 1)
+
+
+def _shape_starts(text: str) -> Iterator[int]:
+    """Where a match of _SHAPES may begin."""
+    plain = _folded(text)
+    if b"sk-" in plain:
+        yield from (match.start() for match in _KEY.finditer(plain))
+    for word in _WORDS:
+        if word in plain:
+            yield from _places(plain, word)
+    if b"=" in plain:
+        for name in _NAMES:
+            for at in _places(plain, name):
+                first = max(0, at - _NAME_CHARS - 1)
+                start = max(text.rfind("?", first, at), text.rfind("&", first, at))
+                if start >= 0:
+                    yield start
+    if b"@" in plain:
+        yield from (match.start() for match in _USER.finditer(plain))
+
+
+def _folded(text: str) -> bytes:
+    """The text in lower case, a byte a character: a place in one is the same place in the other."""
+    if not text.isascii():
+        for letter, plain in FOLDED.items():
+            text = text.replace(letter, plain)
+    return text.encode("ascii", "replace").lower()
+
+
 def _keep_place(match: re.Match[str]) -> str:
     return (match[match.lastindex] if match.lastindex else "") + REPLACEMENT
 
@@ -144,20 +245,52 @@ class _Form(NamedTuple):
     pattern: str  # a regular expression for it, with what goes with it
 
 
+def _mark(form: str) -> str:
+    """What begins its first escape: a search for it stands for those for all forms that have it."""
+    escape = re.search(r"[\\%&].{0,4}", form, re.DOTALL)
+    return escape[0] if escape else ""
+
+
 def _forms(secret: str) -> Iterator[_Form]:
+    """Every form that is looked for; none of what is no secret."""
     if len(secret) < MIN_ENCODED_CHARS:
-        yield _Form(secret, rf"(?<![^\W_]){re.escape(secret)}(?![^\W_])")
+        if len(secret) >= MIN_SECRET_CHARS and not secret.isalpha():
+            yield _Form(secret, rf"(?<![^\W_]){re.escape(secret)}(?![^\W_])")
         return
     data = secret.encode("utf-8", "surrogatepass")
-    quoted = {quote(data, safe=safe) for safe in ("", "/")} | {quote_plus(data)}
-    lower_hex = {re.sub("%..", lambda match: match[0].lower(), form) for form in quoted}
-    escaped = {json.dumps(secret, ensure_ascii=ascii_only)[1:-1] for ascii_only in (True, False)}
-    slashed = {form.replace("/", "\\/") for form in escaped}
-    for text in {secret, repr(secret)[1:-1]} | quoted | lower_hex | escaped | slashed:
+    # Bytes that were taken for Latin-1 on the way, as header values are, look like another text.
+    texts = {form for spelt in (secret, data.decode("latin-1")) for form in _spellings(spelt)}
+    for text in texts | set(_percent_encoded(data)) | {repr(data)[2:-1]}:
         yield _Form(text, re.escape(text))
     for text in _base64_cores(data):
         # The characters round the core belong half to the secret: they go with it.
         yield _Form(text, rf"[A-Za-z0-9+/_-]?{re.escape(text)}[A-Za-z0-9+/_-]?={{0,2}}")
+
+
+def _spellings(secret: str) -> Iterator[str]:
+    """As it stands in text, JSON, JSON inside of JSON, Python and JavaScript literals and HTML."""
+    written = {json.dumps(secret, ensure_ascii=ascii_only)[1:-1] for ascii_only in (True, False)}
+    # Some writers escape the slash, some what HTML would take for its own, some all but letters and digits.
+    written |= {form.replace("/", "\\/") for form in written}
+    for unsafe in ("[<>&]", "[<>&'+]", "[^A-Za-z0-9]", r"[^\w]"):
+        written |= {_escaped(secret, unsafe, to) for to in ("\\u{:04x}", "\\u{:04X}", "\\x{:02x}", "\\x{:02X}")}
+    written |= {json.dumps(form)[1:-1] for form in written} | {json.dumps(html.escape(secret))[1:-1]}
+    pages = {html.escape(secret), html.escape(secret, quote=False), html.escape(secret).replace("&#x27;", "&#39;")}
+    yield from {secret, repr(secret)[1:-1]} | written | pages
+
+
+def _escaped(secret: str, unsafe: str, spelt: str) -> str:
+    """The inside of a JSON string that spells out the unsafe characters, and escapes others where it must."""
+    spelt_out = (spelt.format(ord(letter)) if re.match(unsafe, letter) else None for letter in secret)
+    return "".join(new or json.dumps(letter)[1:-1] for letter, new in zip(secret, spelt_out, strict=True))
+
+
+def _percent_encoded(data: bytes) -> Iterator[str]:
+    """As the encoders at large leave different signs alone: Python's, JavaScript's, those of paths and of queries."""
+    quoted = {quote(data, safe=safe) for safe in ("", "/", "!'()*", "!$&'()*+,;=:@", "!$&'()*+,;=:@/", "!$'()*,;:@/?")}
+    quoted |= {quote_plus(data)}
+    quoted |= {re.sub("%..", lambda match: match[0].lower(), form) for form in quoted}
+    yield from quoted | {form.replace("%", "%25") for form in quoted}
 
 
 def _base64_cores(data: bytes) -> Iterator[str]:
@@ -165,11 +298,75 @@ def _base64_cores(data: bytes) -> Iterator[str]:
     for offset in range(3):
         encoded = base64.b64encode(bytes(offset) + data).decode()
         core = encoded[-(-8 * offset // 6) : 8 * (offset + len(data)) // 6]
-        yield core
         yield core.translate({ord("+"): "-", ord("/"): "_"})
+        yield from {core, quote(core, safe=""), quote(quote(core, safe="")), core.replace("/", "\\/")}
 
 
 # ── JSON-able values ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+_PLAIN_JSON: Final = (
+    orjson.OPT_PASSTHROUGH_SUBCLASS | orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
+)
+"""What may look different in its `str` is left to the walk."""
+_SHORT_CHARS: Final = 32
+_LITERAL_END: Final = re.compile(rb'(?:[^"\\]++|\\.)*+"', re.DOTALL)
+_BARE: Final = b"[]{},:+-.0123456789Etruefalsn"  # what may stand outside of the strings of a JSON text
+
+
+def _json_of(value: Any) -> bytes | None:
+    """The value's JSON, in which every string can be found; None where that isn't sure."""
+    try:
+        data = orjson.dumps(value, option=_PLAIN_JSON)
+    except TypeError:
+        return None
+    return None if not data.isascii() and any(letter in data for letter in _FOLDED_UTF8) else data
+
+
+def _json_inside(text: str) -> bytes:
+    """What a JSON string that holds the text is sure to hold: it is written character by character."""
+    try:
+        return orjson.dumps(text)[1:-1]
+    except TypeError:  # a lone surrogate: a string that holds it isn't written either
+        return b"\xff"
+
+
+def _needles(data: bytes) -> tuple[bytes, ...]:
+    """What every match of _SHAPES holds, in lower case, and none of it what could stand outside of a string."""
+    names = _NAMES if b"=" in data else ()
+    return (b"sk-", *_WORDS, *names, *((b"//",) if b"@" in data else ()))
+
+
+def _text_of(literal: bytes) -> str | None:
+    try:
+        return str(orjson.loads(literal))
+    except orjson.JSONDecodeError:
+        return None
+
+
+def _spliced(data: bytes, replaced: dict[int, tuple[int, bytes]]) -> bytes:
+    """The data with other bytes in some places: start → end and the bytes."""
+    pieces, last = [], 0
+    for start in sorted(replaced):
+        end, new = replaced[start]
+        pieces += [data[last:start], new]
+        last = end
+    return b"".join([*pieces, data[last:]])
+
+
+def _literal_at(data: bytes, at: int) -> tuple[int, int]:
+    """Start and end of the string of a JSON text that holds the place; of something else where none does."""
+    start = data.rfind(b'"', 0, at)
+    while start > 0 and _is_escaped(data, start):
+        start = data.rfind(b'"', 0, start)
+    end = _LITERAL_END.match(data, start + 1)
+    return max(0, start), end.end() if end else len(data)
+
+
+def _is_escaped(data: bytes, at: int) -> bool:
+    first = at
+    while data[first - 1 : first] == b"\\":
+        first -= 1
+    return (at - first) % 2 == 1
 
 
 class _Walk:
@@ -179,6 +376,8 @@ class _Walk:
         self._redactor = redactor
         self._todo: list[tuple[Any, Any, int]] = []  # (source, its empty copy, depth)
         self._left = MAX_REDACTED_VALUES
+        self._short: dict[str, str] = {}
+        """Keys and tokens come again and again."""
 
     def copy(self, value: Any) -> Any:
         copied = self._begin(value, 0)
@@ -186,7 +385,7 @@ class _Walk:
             source, target, depth = self._todo.pop()
             if isinstance(target, dict):
                 for key, item in source.items():
-                    name = self._redactor.redact(key) if isinstance(key, str) else key
+                    name = self._text(key) if isinstance(key, str) else key
                     target[name] = self._begin(item, depth + 1)
             else:
                 target.extend(self._begin(item, depth + 1) for item in source)
@@ -197,7 +396,7 @@ class _Walk:
         if value is None or isinstance(value, bool | int | float):
             return value
         if isinstance(value, str):
-            return self._redactor.redact(value)
+            return self._text(value)
         if not isinstance(value, dict | list | tuple | set | frozenset):
             return self._other(value)
         self._left -= 1 + len(value)
@@ -206,6 +405,14 @@ class _Walk:
         target: Any = {} if isinstance(value, dict) else []
         self._todo.append((value, target, depth))
         return target
+
+    def _text(self, text: str) -> str:
+        if len(text) > _SHORT_CHARS:
+            return self._redactor.redact(text)
+        done = self._short.get(text)
+        if done is None:
+            done = self._short[text] = self._redactor.redact(text)
+        return done
 
     def _other(self, value: Any) -> str:
         if isinstance(value, bytes | bytearray):

@@ -16,6 +16,7 @@ import orjson
 
 from runner.errors import UsageError
 from runner.escape import for_line, for_terminal
+from runner.terminal import Outlet
 
 _POLL_S: Final = 0.2
 
@@ -52,8 +53,8 @@ class _Growing:
                         yield line
 
 
-async def tail(folder: Path, custom_id: str | None, out: IO[str], *, follow: bool = True) -> int:
-    """Prints until the job has its record, or the run is over; returns the exit code.
+async def tail(folder: Path, custom_id: str | None, stream: IO[str], *, follow: bool = True) -> int:
+    """Prints until the job has its record, the run is over or nobody reads any more; returns the exit code.
 
     1: `custom_id` has no record and no run is going on that could write one.
 
@@ -62,6 +63,7 @@ async def tail(folder: Path, custom_id: str | None, out: IO[str], *, follow: boo
     """
     if not any((folder / name).exists() for name in ("results.jsonl", "deltas.jsonl", ".lock")):
         raise UsageError(f"{folder}: there is no run in it")
+    out = Outlet(stream, waits=True)
     deltas, results = _Growing(folder / "deltas.jsonl"), _Growing(folder / "results.jsonl")
     begun: set[str] = set()
     while True:
@@ -80,13 +82,14 @@ async def tail(folder: Path, custom_id: str | None, out: IO[str], *, follow: boo
                 out.write(_ending(record, alone=custom_id is not None))
                 if custom_id is not None:
                     return 0
-        out.flush()
+        if out.gone:
+            return 0
         if not running or not follow:
             return 0 if custom_id is None else 1
         await anyio.sleep(_POLL_S)
 
 
-def _announce(line: dict[str, Any], begun: set[str], out: IO[str]) -> None:
+def _announce(line: dict[str, Any], begun: set[str], out: Outlet) -> None:
     """For all jobs: beginnings and restarts. `begun` is bounded by what is in flight."""
     name = line.get("custom_id")
     if not isinstance(name, str):

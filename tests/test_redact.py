@@ -1,15 +1,21 @@
 from __future__ import annotations
 
 import base64
+import html
 import json
 import logging
+import re
+import sys
+import traceback
 from urllib.parse import quote
 
+import orjson
 import pytest
-from hypothesis import given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from runner.redact import CUT, REPLACEMENT, RedactingFilter, Redactor
+from runner import redact as module
+from runner.redact import _SHAPES, CUT, FOLDED, REPLACEMENT, RedactingFilter, Redactor, _keep_place, _Walk
 
 KEY = 'canary+"key/ é 7f3'  # everything that an encoding changes
 KEYS = st.text(st.characters(codec="utf-8"), min_size=8, max_size=40)
@@ -24,8 +30,21 @@ def encodings(key):
         "json": json.dumps(key),
         "unescaped json": json.dumps(key, ensure_ascii=False),
         "repr": repr(key),
+        "all of JSON escaped": "".join(f"\\u{ord(c):04X}" if not re.match("[A-Za-z0-9]", c) else c for c in key),
+        "JSON for a page": json.dumps(key).replace("+", "\\u002b"),
+        "JSON in JSON": json.dumps(json.dumps(key)[1:-1]),
+        "JSON with slashes": json.dumps(key).replace("/", "\\/"),
+        "javascript": "".join(f"\\x{ord(c):02x}" if not re.match("[A-Za-z0-9]", c) else c for c in key),
+        "HTML": html.escape(key),
+        "bytes": repr(data),
+        "bytes in a repr": repr(f"{key!r}".encode()),
+        "latin-1": data.decode("latin-1"),
+        "browser": quote(key, safe="!'()*"),
+        "path": quote(key, safe="!$&'()*+,;=:@/"),
+        "query in a query": quote(quote(key, safe=""), safe=""),
         "base64": base64.b64encode(data).decode(),
         "basic": base64.b64encode(b"user:" + data + b":x").decode(),
+        "base64 in a query": quote(base64.b64encode(data), safe=""),
         "urlsafe": base64.urlsafe_b64encode(b"u:" + data).decode(),
     }
 
@@ -78,9 +97,181 @@ def test_prose_is_left_alone(text):
     assert Redactor(["none"]).redact(text) == text
 
 
+@pytest.mark.parametrize("placeholder", ["x", "abc", "k-1", "none", "EMPTY", "ollama", "dummy", "Secret", "ключ"])
+def test_a_placeholder_for_a_key_is_no_secret(placeholder):
+    text = f"{placeholder} a{placeholder} {placeholder}theless, {placeholder}."
+    assert Redactor([placeholder]).redact(text) == text
+
+
+def test_even_a_placeholder_is_redacted_where_a_key_stands():
+    assert "EMPTY" not in Redactor(["EMPTY"]).redact("Authorization: Bearer EMPTY")
+
+
 def test_a_short_key_is_no_part_of_longer_words():
-    redactor = Redactor(["none", "abc"])
-    assert redactor.redact("none nonetheless abc") == f"{REPLACEMENT} nonetheless abc"
+    redactor = Redactor(["k-12", "hunter2"])
+    assert redactor.redact("k-12 k-120 k-12, hunter2 hunter22") == (
+        f"{REPLACEMENT} k-120 {REPLACEMENT}, {REPLACEMENT} hunter22"
+    )
+
+
+@given(st.text("abcdefgh", min_size=4, max_size=7), st.lists(st.text("abcdefgh", min_size=1, max_size=9)))
+def test_ordinary_words_survive_a_key_of_less_than_eight_letters(key, words):
+    assert Redactor([key]).redact(" ".join(words)) == " ".join(words)
+
+
+# ── The quick way finds what the slow one does ───────────────────────────────────────────────────────────────────────
+
+
+class Slow(Redactor):
+    """Every expression over every character, every value on its own."""
+
+    def redact(self, text):
+        if self._known.pattern:
+            text = self._known.sub(REPLACEMENT, text)
+        return _SHAPES.sub(_keep_place, text)
+
+    def redact_json(self, value):
+        return _Walk(self).copy(value)
+
+
+SECRETS = [KEY, "aaaaaaaa", "k-12", "12345678", "sk-live-Ab3", 'q"":\\,"zz', "пароль-пароль", "1e5,true", "e\nsk-x\tyz"]
+PIECES = [
+    *("sk-", "SK-", "ſK-", "sk-abcdefgh", "risk-", "-", "_", "é", "日", "🧛", "\x1f", "\u00a0", "\ud800"),
+    *(
+        "Bearer ",
+        "bearer\t",
+        "basic ",
+        "BAS\u0131C ",
+        "Authorization",
+        "AuthorIzation",
+        "api-key",
+        "API_\u212aEY",
+        "apikey",
+    ),
+    *(": ", "=", "='", '":"', "', b'", "?", "&", "key=", "to\u212aen=", "SIG=", "signature=", "x" * 39, "x" * 41),
+    *("//", "/", "@", "u:", "http://u:p@h", " ", "\n", "a", "A1", "dXNlcjpwYXNz", "abcdefgh1234", '"', "\\", ","),
+    *("aaaaaaa", "1234567", "8", "k-1", "2", "sk-live", "-Ab3", *SECRETS, *encodings(KEY).values()),
+]
+TEXTS = st.lists(st.sampled_from(PIECES), max_size=12).map("".join) | st.text()
+VALUES = st.recursive(
+    TEXTS | st.integers() | st.sampled_from([12345678, 1.5, True, None, 10**5]),
+    lambda inner: st.lists(inner, max_size=6) | st.dictionaries(TEXTS, inner, max_size=6),
+    max_leaves=20,
+)
+QUICK, SLOW = Redactor(SECRETS), Slow(SECRETS)
+
+
+@given(TEXTS, st.integers(0, 3))
+@example("?" + "x" * 40 + "key=abcdefgh", 1)
+@example("?x&key=abcdefgh bearer abcdefgh1", 3)
+def test_the_quick_way_finds_in_a_text_what_the_slow_one_does(text, padding):
+    # Padding makes the places sparse: short texts go another way.
+    text = ("lorem ipsum " * 10 * padding).join(["", text, text, ""])
+    assert QUICK.redact(text) == SLOW.redact(text)
+
+
+@given(VALUES)
+@example(["\\", "sk-abcdefghij"])
+@example({'a\\"': ['"', "e\\nsk-abcdefghij"], "b": [12345678, "12345678"]})
+@example([[12345678], "1234567"])
+@example({"a": 1e5, "b": True, "c": "1e5,true"})
+def test_the_quick_way_finds_in_a_value_what_the_slow_one_does(value):
+    assert QUICK.redact_json(value) == SLOW.redact_json(value)
+
+
+@given(st.lists(TEXTS, max_size=5))
+def test_many_short_strings_are_not_walked_over(texts):
+    value = {"content": [{"token": text, "bytes": [1, 2]} for text in [*texts, *("token",) * 50]]}
+    assert QUICK.redact_json(value) == SLOW.redact_json(value)
+
+
+def test_a_long_answer_takes_no_pass_of_an_expression(monkeypatch):
+    """What made ten megabytes take seconds: expressions over every character, Python for every value."""
+
+    class Never:
+        def sub(self, *_):
+            raise AssertionError("an expression went over all of it")
+
+        def match(self, text, at):
+            tried.append(at)
+            return _SHAPES.match(text, at)
+
+    class NoWalk:
+        def __init__(self, redactor):
+            raise AssertionError("every value was visited")
+
+    tried: list[int] = []
+    monkeypatch.setattr(module, "_SHAPES", Never())
+    prose = (
+        "A basic risk-free plan, see https://example.org/plan?page=1, me@example.org; tokens are bearer tokens. " * 99
+    )
+    assert QUICK.redact(prose) == prose
+    assert len(tried) < len(prose) // 20
+    monkeypatch.undo()
+    monkeypatch.setattr(module, "_Walk", NoWalk)
+    value = [{"token": word, "logprob": -0.5} for word in prose.split()]
+    assert QUICK.redact_json(value) is value
+    hidden = QUICK.redact_json([*value, {KEY: f"my {KEY}"}])
+    assert hidden == [*value, {REPLACEMENT: f"my {REPLACEMENT}"}]
+
+
+def test_every_character_that_an_expression_takes_for_a_letter_is_known():
+    letter = re.compile("[a-z]", re.IGNORECASE)
+    found = {c for c in map(chr, range(128, sys.maxunicode + 1)) if letter.match(c)}
+    assert found == set(FOLDED)
+
+
+# ── A canary in every place ──────────────────────────────────────────────────────────────────────────────────────────
+
+TOKENS = st.text("abcXYZ019+/=-_.~", min_size=12, max_size=60)
+NESTINGS = st.lists(st.sampled_from(["json", "repr", "bytes", "url", "html", "ascii"]), max_size=2)
+WRAPPED = {
+    "json": lambda text: json.dumps({"error": text}),
+    "ascii": lambda text: json.dumps([text], ensure_ascii=False),
+    "repr": lambda text: repr([(b"x-auth", text)]),
+    "bytes": lambda text: repr(text.encode()),
+    "url": lambda text: f"https://h/p?q={quote(text, safe='')}",
+    "html": lambda text: f"<p>{html.escape(text)}</p>",
+}
+
+
+@given(TOKENS, st.sampled_from(["plain", "user", "basic"]), NESTINGS, st.text("ab {}:,", max_size=9))
+def test_no_wrapping_hides_a_canary(token, form, nesting, around):
+    assume(any(c.isalnum() for c in token))
+    text = {"plain": token, "user": f"//u:{token}@h", "basic": base64.b64encode(f"u:{token}".encode()).decode()}[form]
+    core = max(re.split("[^A-Za-z0-9]+", text if form == "basic" else token), key=len)
+    assume(len(core) >= 8)
+    for name in nesting:
+        text = WRAPPED[name](text)
+    redactor = Redactor([token])
+    shown = redactor.redact(around + text + around)
+    inside = core[6:-6] if form == "basic" else core  # what base64 shares with "u:" and with what follows stays
+    assert len(inside) < 8 or inside not in shown
+    assert len(inside) < 8 or inside not in str(redactor.redact_json({text: [around, {"a": text}]}))
+
+
+@given(TOKENS)
+def test_no_canary_is_left_in_a_traceback(token):
+    try:
+        try:
+            raise KeyError(token)
+        except KeyError as cause:
+            cause.add_note(f"sent {token!r}")
+            raise RuntimeError({"headers": [(b"authorization", f"Bearer {token}".encode())]}) from cause
+    except RuntimeError as error:
+        shown = Redactor([token]).redact("".join(traceback.format_exception(error)))
+    assert token not in shown
+    assert "RuntimeError" in shown
+
+
+def test_what_json_can_not_say_is_redacted_too():
+    redactor = Redactor([KEY])
+    value = {1: {KEY, "a"}, "s": f"\ud800 {KEY}", "big": 1 << 70, "e": ValueError(KEY), "nan": float("nan")}
+    shown = redactor.redact_json(value)
+    assert KEY not in str(shown)
+    assert repr(KEY)[1:-1] not in str(shown)
+    assert shown["big"] == 1 << 70
+    assert orjson.loads(orjson.dumps(redactor.redact_json({"a": [1.5, KEY]}))) == {"a": [1.5, REPLACEMENT]}
 
 
 def test_json_is_redacted_in_keys_and_values_and_bounded():

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import fcntl
 import io
+import os
 
 import anyio
 import orjson
@@ -116,3 +117,32 @@ def test_it_follows_while_the_lock_is_held_and_reads_what_came_last(tmp_path):
 
     run_virtual(body)
     assert sorted(out.getvalue().splitlines()) == ["a  answering", "a  stop", "b  answering", "b  stop"]
+
+
+def test_text_that_the_stream_cannot_show_is_escaped(tmp_path):
+    write(tmp_path / "deltas.jsonl", delta("é", "Straße 日"))
+    write(tmp_path / "results.jsonl", record("é"))
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+
+    async def body():
+        return await tail(tmp_path, None, stream), await tail(tmp_path, "é", stream)
+
+    assert run_virtual(body) == (0, 0)
+    assert stream.buffer.getvalue() == b"\\xe9  answering\n\\xe9  stop\nStra\\xdfe \\u65e5\n[stop]\n"
+
+
+def test_it_ends_when_nobody_reads_any_more(tmp_path):
+    """`tail DIR | head -1`: the lock is held, so that only the reader's end can end it."""
+    write(tmp_path / "deltas.jsonl", delta("a", "x"))
+    lock = (tmp_path / ".lock").open("w")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    read, descriptor = os.pipe()
+    os.close(read)
+    with open(descriptor, "w") as stream:
+
+        async def body():
+            with anyio.fail_after(60):
+                return await tail(tmp_path, None, stream)
+
+        assert run_virtual(body) == 0
+    lock.close()
