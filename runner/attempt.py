@@ -19,13 +19,25 @@ import httpx2
 
 from runner import accumulate, faults, sse
 from runner.accumulate import Accumulator, MalformedChunk, StreamError
+from runner.accumulate.abridged import abridged
+from runner.accumulate.allowance import Place, Room, allowance_of, has_too_many_values, reading_of
+from runner.accumulate.held import plain
 from runner.client import Client
 from runner.deadlines import Deadlines, Watch
 from runner.deltas import Delta
 from runner.faults import Fault, FaultKind
 from runner.foreign import FOREIGN, fault_of
 from runner.jobs import Api, Job
-from runner.limits import DRAIN_TIMEOUT_S, MAX_BODY_BYTES, MAX_STREAM_BYTES
+from runner.limits import (
+    DRAIN_TIMEOUT_S,
+    LARGE_EVENT_BYTES,
+    MAX_BODY_BYTES,
+    MAX_PARTIAL_BYTES,
+    MAX_STREAM_BYTES,
+    MIN_ROOM_BYTES,
+    READING_ROOM_BYTES,
+    SLICE_BYTES,
+)
 from runner.outcome import Completed, Failed, Outcome
 from runner.sketch import Sketch
 from runner.transport import Body
@@ -60,6 +72,11 @@ class Attempted:
     """Gaps between chunks with content, in seconds, as they arrived."""
 
 
+# Of this process, whatever runs in it.
+_ANSWERS = Room(MIN_ROOM_BYTES)
+_READING = Room(READING_ROOM_BYTES)
+
+
 async def run_attempt(
     client: Client,
     job: Job,
@@ -76,10 +93,11 @@ async def run_attempt(
     as soon as it is in. Never raises for what the server, the network or a deadline did: that is in the outcome.
     Cancellation passes through, and closes the connection.
     """
-    reader = _Reader(job, choices, sink)
+    allowance = allowance_of(job, choices)
     watch = Watch(deadlines, streaming=job.stream)
     fault: Fault | None = None
-    with watch:
+    with watch, _ANSWERS.open(allowance) as answers, _READING.open(reading_of(allowance)) as reading:
+        reader = _Reader(job, choices, sink, answers, reading)
         try:
             await reader.exchange(client, content, watch, on_headers)
         except _FaultError as found:
@@ -101,8 +119,10 @@ class _FaultError(Exception):
 class _Reader:
     """The state of one attempt while it is read."""
 
-    def __init__(self, job: Job, choices: int, sink: Sink) -> None:
+    def __init__(self, job: Job, choices: int, sink: Sink, answers: Place, reading: Place) -> None:
         self._job = job
+        self._answers = answers
+        self._reading = reading
         self._sink = sink
         self._answer: Accumulator | None = accumulate.for_stream(job.api, choices=choices) if job.stream else None
         self._whole: accumulate.Answer | None = None
@@ -145,38 +165,52 @@ class _Reader:
             size += len(block)
             if size > MAX_BODY_BYTES:
                 raise _FaultError(Fault(FaultKind.TOO_LARGE, f"the answer is larger than {MAX_BODY_BYTES} bytes"))
+            _bound(self._reading, size)
             blocks.append(block)
         watch.progress()
+        whole = b"".join(blocks)
+        self._bound_values(whole)
         try:
-            self._whole = accumulate.parse_body(self._job.api, b"".join(blocks))
+            self._whole = accumulate.parse_body(self._job.api, whole)
         except (MalformedChunk, StreamError) as error:
             raise _FaultError(_fault_in_stream(error)) from error
 
     # ── Streaming ────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _read_stream(self, body: Body, watch: Watch) -> None:
-        decoder = sse.Decoder()
+        decoder = sse.Decoder(self._reading.allowance.bound)
         size = 0
         while block := await body.read():
             now_ns = time.monotonic_ns()
             size += len(block)
             if size > MAX_STREAM_BYTES:
                 raise _FaultError(Fault(FaultKind.TOO_LARGE, f"the stream is larger than {MAX_STREAM_BYTES} bytes"))
-            if self._take_block(decoder, block, now_ns, watch):
+            if await self._take_slices(decoder, block, now_ns, watch):
                 break
-            if not self._sink.has_room:
-                with watch.suspended():
-                    await self._sink.room()
         self._ended_ns = time.monotonic_ns()
         if not self._stopped:
             await _drain(body)
 
+    async def _take_slices(self, decoder: sse.Decoder, block: bytes, now_ns: int, watch: Watch) -> bool:
+        """Takes what one read brought, bit by bit where it is much; True when nothing more is wanted."""
+        assert self._answer is not None
+        for start in range(0, len(block), SLICE_BYTES):
+            if self._take_block(decoder, block[start : start + SLICE_BYTES], now_ns, watch):
+                return True
+            _bound(self._answers, self._answer.held)
+            _bound(self._reading, decoder.held)
+            if not self._sink.has_room:
+                with watch.suspended():
+                    await self._sink.room()
+        return False
+
     def _take_block(self, decoder: sse.Decoder, block: bytes, now_ns: int, watch: Watch) -> bool:
-        """Takes what one read brought; True when nothing more is wanted."""
+        """Takes a slice of what one read brought; True when nothing more is wanted."""
         answer = self._answer
         assert answer is not None
         try:
             for event in decoder.feed(block):
+                self._bound_values(event.data)
                 deltas = answer.feed(event.name, event.data)
                 if deltas and self._take_deltas(deltas, now_ns, watch):
                     return True
@@ -187,6 +221,10 @@ class _Reader:
         except (MalformedChunk, StreamError) as error:
             raise _FaultError(_fault_in_stream(error)) from error
         return False
+
+    def _bound_values(self, data: bytes) -> None:
+        if len(data) > LARGE_EVENT_BYTES and has_too_many_values(data, self._answers.allowance):
+            raise _FaultError(Fault(FaultKind.TOO_LARGE, f"{len(data):,} bytes of JSON hold too many values"))
 
     def _take_deltas(self, deltas: Any, now_ns: int, watch: Watch) -> bool:
         """Hands on the deltas of one chunk; True when the job wants no more of them."""
@@ -245,7 +283,23 @@ class _Reader:
             return Completed(answer.body(), answer.finish or "stop", answer.usage)
         if fault is None:
             fault = Fault(FaultKind.TRUNCATED, "the stream ended without a terminal event")
-        return Failed(fault, answer.body() if self._result.chunks else None, answer.usage)
+        return Failed(fault, self._partial(answer, fault), answer.usage)
+
+    def _partial(self, answer: Accumulator, fault: Fault) -> dict[str, Any] | None:
+        """What had arrived, as plain values, since it will be looked through for secrets."""
+        if not self._result.chunks:
+            return None
+        if fault.kind is FaultKind.TOO_LARGE:
+            answer.shorten(MAX_PARTIAL_BYTES)
+            return abridged(answer.body(), MAX_PARTIAL_BYTES)
+        return plain(answer.body())
+
+
+def _bound(place: Place, held: int) -> None:
+    """Notes what an attempt holds in memory."""
+    refusal = place.refusal(held)
+    if refusal is not None:
+        raise _FaultError(Fault(FaultKind.TOO_LARGE, refusal))
 
 
 def _survives(fault: Fault | None) -> bool:

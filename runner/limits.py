@@ -94,6 +94,39 @@ MAX_CHUNK_DEPTH: Final = 200
 MAX_COUNTED_TOKENS: Final = 1_000_000_000
 """A larger count in `usage` is a broken counter, taken as unknown: no context window is within a thousandth of it,
 and the limiter would pay for it for hours."""
+MAX_ANSWER_TOKENS: Final = 384 * 1024
+"""The longest answer that the API gives, where a job names no maximum of its own."""
+BYTES_PER_TOKEN: Final = 16
+"""Of an answer's text as UTF-8. English has 4 to 5, scripts of India and Georgia up to 10; an answer is no bound's
+business before it has three times what it should have."""
+BYTES_PER_LOGPROB: Final = 128
+"""One token's log probability or one alternative, as JSON: 58 for an English one, its bytes as numbers included."""
+BYTES_PER_VECTOR: Final = 128 * KIB
+"""An embedding of 4,096 dimensions with 20 digits each is 90 KiB."""
+ANSWER_SLACK_BYTES: Final = 1 * MIB
+"""What any answer may have beyond its tokens: fields of the server's own, and reasoning, which some servers don't count
+as output (32 k tokens)."""
+ANSWER_SHARE_TOKENS: Final = 16 * 1024
+"""Of an answer, what always has room: at 16 bytes a token 256 KiB, about 64,000 tokens of English. 32 endless streams
+of jobs that name no maximum hold 8 MiB."""
+MIN_ROOM_BYTES: Final = 12 * MIB
+"""What a process's answers may hold together, however few they are."""
+READING_ROOM_BYTES: Final = 20 * MIB
+"""…and the lines and bodies that are being read: one line of the longest, and room for others."""
+MAX_MEDIA_BYTES: Final = 64 * MIB
+"""Images, sound and findings of hosted tools in one answer: 16 k tokens of sound are 820 s, 52 MB as base64."""
+MEDIA_SHARE_BYTES: Final = 4 * MIB
+"""…and what always has room of them: an image as base64."""
+MAX_PARTIAL_BYTES: Final = 64 * KIB
+"""What a record keeps of an answer that was too large, about."""
+SLICE_BYTES: Final = 64 * KIB
+"""Of one read, what is taken before it is asked whether the disk keeps up: a read may bring 512 KiB."""
+LARGE_EVENT_BYTES: Final = 64 * KIB
+"""A larger event has its values counted before it is parsed."""
+BYTES_PER_VALUE: Final = 64
+"""What a parsed value takes: an empty list, which is 3 bytes of JSON, 64; an object with one key 248."""
+MIN_PARSED_BYTES: Final = 16 * MIB
+"""What the values of one event may take while it is looked at, however little was asked for: 262,144 values."""
 
 # ── Simulator ────────────────────────────────────────────────────────────────────────────────────────────────────
 SIMULATOR_LOG_ENTRIES: Final = 100_000

@@ -60,6 +60,11 @@ class Decoder:
         """Whether bytes of an unfinished line or fields of an unclosed event are held: the stream ended inside one."""
         return bool(self._line or self._name or self._head or self._data is not None)
 
+    @property
+    def held(self) -> int:
+        """Bytes of what has no end yet."""
+        return len(self._line) + len(self._name) + len(self._data or b"")
+
     def feed(self, data: bytes) -> list[Event]:
         """Takes the next block and returns the events that it completes.
 

@@ -64,6 +64,16 @@ class Accumulator(Protocol):
         """Takes one SSE event. Raises MalformedChunk or StreamError; what had arrived before stays in `body()`."""
 
     @property
+    def held(self) -> int:
+        """Bytes that it keeps in memory, about: see `held`."""
+
+    def shorten(self, size: int) -> None:
+        """From now on `body()` shows so many bytes of each text, and no list that has grown long.
+
+        The whole body of an answer that was too large would take its size several times over.
+        """
+
+    @property
     def complete(self) -> bool:
         """Whether the answer is whole."""
 
@@ -80,7 +90,10 @@ class Accumulator(Protocol):
         """Tokens as the server counted them; None where it didn't, or not in a way that can be read."""
 
     def body(self) -> dict[str, Any]:
-        """What the non-streaming API would have returned, as far as it has arrived. Linear in its size."""
+        """What the non-streaming API would have returned, as far as it has arrived. Linear in its size.
+
+        Lists that grew (log probabilities, annotations) are `orjson.Fragment`s: `plain` makes lists of them.
+        """
 
 
 def for_stream(api: Api, *, choices: int = 1) -> Accumulator:

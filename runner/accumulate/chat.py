@@ -16,7 +16,8 @@ from __future__ import annotations
 from typing import Any
 
 from runner.accumulate.choices import Choice, ChoicesAccumulator
-from runner.accumulate.merge import Text, build, merge
+from runner.accumulate.held import NODE_BYTES, Held, Text
+from runner.accumulate.merge import build, merge
 from runner.accumulate.parsing import MalformedChunk
 from runner.accumulate.tools import ToolCalls, check_call
 from runner.deltas import Delta, DeltaKind
@@ -39,11 +40,11 @@ class ChatChoice(Choice):
     known = frozenset({"index", "delta", "message", "logprobs", "finish_reason"})
     __slots__ = ("_calls", "_content", "_others", "_refusal")
 
-    def __init__(self, index: int) -> None:
-        super().__init__(index)
+    def __init__(self, index: int, held: Held) -> None:
+        super().__init__(index, held)
         self._content: Text | None = None
         self._refusal: Text | None = None
-        self._calls = ToolCalls()
+        self._calls = ToolCalls(held)
         self._others: dict[str, Any] = {}
 
     def take_content(self, entry: dict[str, Any]) -> Delta | None:
@@ -55,7 +56,10 @@ class ChatChoice(Choice):
             raise MalformedChunk("a delta that is no object")
         text = delta.get("content")
         if len(delta) == 1 and isinstance(text, str):  # what nearly every chunk is
-            rank = self._add_content(text)
+            if (content := self._content) is None:
+                content = self._content = Text(self._held)
+            content.add(text)
+            rank = _TEXT if text else _EMPTY
         else:
             rank = self._take_fields(delta)
             text = text or delta.get("refusal") or ""
@@ -82,18 +86,21 @@ class ChatChoice(Choice):
             rank, brings = _TOOL, check_call(value)
         elif key.startswith("reasoning"):
             rank = _REASONING
-        self._others[key] = merge(self._others.get(key), value, key)
+        before = self._others.get(key)
+        if before is None:
+            self._held.bytes += NODE_BYTES + len(key)
+        self._others[key] = merge(before, value, self._held, key)
         return rank if brings else _EMPTY
 
     def _add_content(self, text: str) -> int:
         if self._content is None:
-            self._content = Text()
+            self._content = Text(self._held)
         self._content.add(text)
         return _TEXT if text else _EMPTY
 
     def _add_refusal(self, text: str) -> int:
         if self._refusal is None:
-            self._refusal = Text()
+            self._refusal = Text(self._held)
         self._refusal.add(text)
         return _REFUSAL if text else _EMPTY
 

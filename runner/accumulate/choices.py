@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+from runner.accumulate.held import NODE_BYTES, Held, weigh
 from runner.accumulate.merge import build, update
 from runner.accumulate.parsing import DONE, MalformedChunk, Raw, clean, mend, parse, raise_error, read_usage
 from runner.deltas import Delta
@@ -26,10 +27,12 @@ class Choice(ABC):
     known: ClassVar[frozenset[str]]
     """The keys of its entry in a chunk."""
 
-    __slots__ = ("fields", "finish", "index", "logprobs")
+    __slots__ = ("_held", "fields", "finish", "index", "logprobs")
 
-    def __init__(self, index: int) -> None:
+    def __init__(self, index: int, held: Held) -> None:
         self.index = index
+        self._held = held
+        held.bytes += 4 * NODE_BYTES
         self.finish: str | None = None
         self.logprobs: Any = None
         self.fields: dict[str, Any] = {}
@@ -41,13 +44,14 @@ class Choice(ABC):
         if finish:
             if not isinstance(finish, str):
                 raise MalformedChunk("a finish_reason that is no string")
+            self._held.bytes += len(finish) - len(self.finish or "")
             self.finish = mend(finish)
         logprobs = entry.get("logprobs")
         if logprobs is not None:
             self._take_logprobs(logprobs)
         if not self.known.issuperset(entry):
             others = {key: value for key, value in entry.items() if key not in self.known}
-            self.fields = update(self.fields, others)
+            self.fields = update(self.fields, others, self._held)
         return self.take_content(entry)
 
     def _take_logprobs(self, logprobs: Any) -> None:
@@ -55,7 +59,7 @@ class Choice(ABC):
             raise MalformedChunk("logprobs that are no object")
         if not all(isinstance(logprobs.get(key) or [], list) for key in ("content", "refusal", "tokens")):
             raise MalformedChunk("logprobs that are no lists")
-        self.logprobs = update(self.logprobs, logprobs)
+        self.logprobs = update(self.logprobs, logprobs, self._held)
 
     @abstractmethod
     def take_content(self, entry: dict[str, Any]) -> Delta | None:
@@ -78,10 +82,11 @@ class ChoicesAccumulator(ABC):
     object_name: ClassVar[str]
     make_choice: ClassVar[type[Choice]]
 
-    __slots__ = ("_asked", "_choices", "_done", "_last", "_raw", "_top")
+    __slots__ = ("_asked", "_choices", "_done", "_held", "_last", "_raw", "_top")
 
     def __init__(self, choices: int = 1) -> None:
         self._asked = choices
+        self._held = Held()
         self._choices: dict[int, Choice] = {}
         self._top: dict[str, Any] = {}
         self._last: dict[str, Any] = {}
@@ -110,13 +115,23 @@ class ChoicesAccumulator(ABC):
     def _take_top(self, top: dict[str, Any]) -> None:
         if top.get("error") is not None or top.get("object") == "error":
             raise_error(top)
-        self._last = top
-        kept = self._top
+        last, self._last = self._last, top
         for key, value in top.items():
-            if key in _FIRST:
-                kept[key] = kept.get(key) or value
-            elif value is not None or key not in kept:
-                kept[key] = value
+            if key not in last or last[key] != value:
+                self._keep(key, value)
+
+    def _keep(self, key: str, value: Any) -> None:
+        """Takes a field of the chunk itself that wasn't in the last chunk, or was another there."""
+        kept = self._top
+        before = kept.get(key)
+        if key in _FIRST:
+            value = before or value
+        elif value is None and key in kept:
+            return
+        if key not in kept:
+            self._held.bytes += NODE_BYTES + len(key)
+        kept[key] = value
+        self._held.bytes += weigh(value) - weigh(before)
 
     def _take_choices(self, entries: Any) -> list[Delta]:
         if not isinstance(entries, list):
@@ -138,10 +153,19 @@ class ChoicesAccumulator(ABC):
             index = 0
         if type(index) is not int or not 0 <= index < MAX_CHOICES:
             raise MalformedChunk("a choice whose index is none")
-        return self._choices.setdefault(index, self.make_choice(index))
+        return self._choices.setdefault(index, self.make_choice(index, self._held))
 
     def _in_order(self) -> list[Choice]:
         return [self._choices[index] for index in sorted(self._choices)]
+
+    @property
+    def held(self) -> int:
+        """See `Accumulator`."""
+        return self._held.bytes
+
+    def shorten(self, size: int) -> None:
+        """See `Accumulator`."""
+        self._held.shown = size
 
     @property
     def complete(self) -> bool:

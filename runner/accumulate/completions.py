@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from runner.accumulate.choices import Choice, ChoicesAccumulator
-from runner.accumulate.merge import Text
+from runner.accumulate.held import Held, Text
 from runner.accumulate.parsing import MalformedChunk
 from runner.deltas import Delta, DeltaKind
 
@@ -19,9 +19,9 @@ class TextChoice(Choice):
     known = frozenset({"index", "text", "logprobs", "finish_reason"})
     __slots__ = ("_text",)
 
-    def __init__(self, index: int) -> None:
-        super().__init__(index)
-        self._text = Text()
+    def __init__(self, index: int, held: Held) -> None:
+        super().__init__(index, held)
+        self._text = Text(held)
 
     def take_content(self, entry: dict[str, Any]) -> Delta | None:
         """Takes the entry's text; no Delta where there is neither text nor logprobs."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from runner.accumulate.merge import Text
+from runner.accumulate.held import NODE_BYTES, Entries, Held, Text, weigh
 from runner.accumulate.parsing import MalformedChunk
 from runner.deltas import DeltaKind
 from runner.limits import MAX_OUTPUT_ITEMS
@@ -56,24 +56,37 @@ _PART_EVENTS = {
 class Part:
     """An object whose strings and lists grow."""
 
-    __slots__ = ("_base", "_lists", "_texts")
+    __slots__ = ("_base", "_held", "_lists", "_texts", "_weight")
 
-    def __init__(self, base: dict[str, Any]) -> None:
+    def __init__(self, base: dict[str, Any], held: Held) -> None:
         self._base = base
+        self._held = held
+        self._weight = weigh(base) + 2 * NODE_BYTES
+        held.bytes += self._weight
         self._texts: dict[str, Text] = {}
-        self._lists: dict[str, list[Any]] = {}
+        self._lists: dict[str, Entries] = {}
+
+    def drop(self) -> None:
+        """Counts it off: another is about to take its place."""
+        self._held.bytes -= self._weight
+        for text in self._texts.values():
+            text.drop()
+        for entries in self._lists.values():
+            entries.drop()
 
     def grow(self, field: str, text: str) -> None:
         """Adds to a string."""
         known = self._texts.get(field)
         if known is None:
             before = self._base.get(field)
-            known = self._texts[field] = Text(before if isinstance(before, str) else "")
+            known = self._texts[field] = Text(self._held, before if isinstance(before, str) else "")
         known.add(text)
 
     def replace(self, field: str, text: str) -> None:
         """Sets a string."""
-        self._texts[field] = Text(text)
+        if (known := self._texts.get(field)) is not None:
+            known.drop()
+        self._texts[field] = Text(self._held, text)
 
     def extend(self, field: str, entries: Any) -> None:
         """Adds to a list, if there is anything to add."""
@@ -82,12 +95,15 @@ class Part:
         known = self._lists.get(field)
         if known is None:
             before = self._base.get(field)
-            known = self._lists[field] = list(before) if isinstance(before, list) else []
-        known += entries
+            known = self._lists[field] = Entries(self._held)
+            entries = (before if isinstance(before, list) else []) + entries
+        for entry in entries:
+            known.add(entry)
 
     def body(self) -> dict[str, Any]:
         """The object as it is."""
-        return {**self._base, **{field: str(text) for field, text in self._texts.items()}, **self._lists}
+        texts = {field: str(text) for field, text in self._texts.items()}
+        return {**self._base, **texts, **{field: entries.body() for field, entries in self._lists.items()}}
 
 
 class Item(Part):
@@ -95,8 +111,8 @@ class Item(Part):
 
     __slots__ = ("_parts",)
 
-    def __init__(self, base: dict[str, Any]) -> None:
-        super().__init__(base)
+    def __init__(self, base: dict[str, Any], held: Held) -> None:
+        super().__init__(base, held)
         self._parts: dict[str, dict[int, Part]] = {}
 
     def part(self, name: str, index: int, default: dict[str, Any]) -> Part:
@@ -105,16 +121,23 @@ class Item(Part):
         if parts is None:
             parts = self._parts[name] = {}
             for place, given in enumerate(_objects(self._base.get(name))):
-                parts[place] = Part(given)
+                parts[place] = Part(given, self._held)
         part = parts.get(index)
         if part is None:
-            part = parts[index] = Part(default)
+            part = parts[index] = Part(default, self._held)
         return part
 
     def set_part(self, name: str, index: int, base: dict[str, Any]) -> None:
         """Puts a part, as an event gave it, in the place of what was there."""
-        self.part(name, index, base)
-        self._parts[name][index] = Part(base)
+        self.part(name, index, {}).drop()
+        self._parts[name][index] = Part(base, self._held)
+
+    def drop(self) -> None:
+        """Counts it off, with its parts."""
+        super().drop()
+        for parts in self._parts.values():
+            for part in parts.values():
+                part.drop()
 
     def body(self) -> dict[str, Any]:
         """The item as it is."""
@@ -125,9 +148,10 @@ class Item(Part):
 class Items:
     """The output items of one response."""
 
-    __slots__ = ("_items",)
+    __slots__ = ("_held", "_items")
 
-    def __init__(self) -> None:
+    def __init__(self, held: Held) -> None:
+        self._held = held
         self._items: dict[int, Item] = {}
 
     def __bool__(self) -> bool:
@@ -145,7 +169,7 @@ class Items:
         elif kind in ("response.output_item.added", "response.output_item.done"):
             item = _object(event, "item")
             if item is not None:
-                self._items[_index(event, "output_index")] = Item(item)
+                self._set_item(_index(event, "output_index"), item)
         elif name := _PART_EVENTS.get(kind):
             part = _object(event, "part")
             if part is not None:
@@ -156,6 +180,12 @@ class Items:
             if annotation is not None:
                 self._part(_GROWING["output_text"], event).extend("annotations", [annotation])
         return ""
+
+    def _set_item(self, index: int, base: dict[str, Any]) -> None:
+        known = self._items.get(index)
+        if known is not None:
+            known.drop()
+        self._items[index] = Item(base, self._held)
 
     def _grow(self, growing: Growing, event: dict[str, Any]) -> str:
         delta = _text(event, "delta")
@@ -186,7 +216,9 @@ class Items:
         item = self._items.get(index)
         if item is None:
             base = {"id": event.get("item_id"), "type": item_type, "status": "in_progress"}
-            item = self._items[index] = Item(base | ({"role": "assistant"} if item_type == "message" else {}))
+            item = self._items[index] = Item(
+                base | ({"role": "assistant"} if item_type == "message" else {}), self._held
+            )
         return item
 
     def body(self) -> list[dict[str, Any]]:

@@ -11,41 +11,22 @@ Modelled on accumulate_delta of openai.lib.streaming, less its quadratic string 
 `update` is the same with the latest string in the place of joined ones: for a choice's own fields, which are states
 (Azure's content_filter_results, a stop_reason), not streams.
 
-A node is a plain value, a `dict` of nodes, a `Text` or an `Items`; nothing that was passed in is ever changed.
+A node is a plain value, a `dict` of nodes, a `Text` or an `Items`; nothing that was passed in is ever changed. What a
+fragment makes a node hold is counted in `held`.
 """
 
 from __future__ import annotations
 
+from sys import getsizeof
 from typing import Any
 
+import orjson
+
+from runner.accumulate.held import NODE_BYTES, Entries, Held, Text
 from runner.limits import MAX_TOOL_CALLS
 
 FIRST = frozenset({"id", "type", "name", "index", "format", "role", "object"})
 """Keys whose strings name something."""
-
-
-class Text:
-    """A string in parts. Joined a batch at a time: small strings take ten times their text, empty ones too."""
-
-    __slots__ = ("_batches", "_recent")
-
-    def __init__(self, text: str = "") -> None:
-        self._batches: list[str] = []
-        self._recent: list[str] = [text]
-
-    def add(self, text: str) -> None:
-        """Appends."""
-        recent = self._recent
-        recent.append(text)
-        if len(recent) >= _BATCH:
-            self._batches.append("".join(recent))
-            recent.clear()
-
-    def __str__(self) -> str:
-        return "".join(self._batches + self._recent)
-
-
-_BATCH = 256
 
 
 class Items:
@@ -53,58 +34,75 @@ class Items:
 
     __slots__ = ("by_index", "others")
 
-    def __init__(self) -> None:
+    def __init__(self, held: Held) -> None:
         self.by_index: dict[int, Any] = {}
-        self.others: list[Any] = []
+        self.others = Entries(held)
 
 
-def merge(node: Any, new: Any, key: str = "", joined: bool = True) -> Any:
+def merge(node: Any, new: Any, held: Held, key: str = "", joined: bool = True) -> Any:
     """The node with this fragment added; `key` is where it stands in its object, `joined` whether strings grow."""
     if new is None:
         return node
     if isinstance(new, str):
-        return _merge_text(node, new, key) if joined else new
+        return _merge_text(node, new, held, key) if joined else _replace(node, new, held)
     if isinstance(new, dict):
         target = node if type(node) is dict else {}
         for name, value in new.items():
-            target[name] = merge(target.get(name), value, name, joined)
+            before = target.get(name)
+            if before is None and name not in target:
+                held.bytes += NODE_BYTES + len(name)
+            target[name] = merge(before, value, held, name, joined)
         return target
     if isinstance(new, list):
-        return _merge_items(node, new, key, joined)
+        return _merge_items(node, new, held, key, joined)
     return new
 
 
-def update(node: Any, new: Any) -> Any:
+def update(node: Any, new: Any, held: Held) -> Any:
     """The node with this later state of it."""
-    return merge(node, new, joined=False)
+    return merge(node, new, held, joined=False)
 
 
-def _merge_text(node: Any, new: str, key: str) -> Any:
+def _merge_text(node: Any, new: str, held: Held, key: str) -> Any:
     if isinstance(node, Text):
         node.add(new)
         return node
     if key in FIRST:
-        return node if isinstance(node, str) and node else new
-    return Text(new)
+        return node if isinstance(node, str) and node else _replace(node, new, held)
+    return Text(held, new)
 
 
-def _merge_items(node: Any, new: list[Any], key: str, joined: bool) -> Items:
-    target = node if isinstance(node, Items) else Items()
+def _replace(node: Any, new: str, held: Held) -> str:
+    if new != node:
+        held.bytes += getsizeof(new) - (getsizeof(node) if isinstance(node, str) else 0)
+    return new
+
+
+def _merge_items(node: Any, new: list[Any], held: Held, key: str, joined: bool) -> Items:
+    target = node if isinstance(node, Items) else Items(held)
     for entry in new:
         index = entry.get("index") if isinstance(entry, dict) and key != "annotations" else None
         if type(index) is int and 0 <= index < MAX_TOOL_CALLS:
-            target.by_index[index] = merge(target.by_index.get(index), entry, "", joined)
+            if index not in target.by_index:
+                held.bytes += NODE_BYTES
+            target.by_index[index] = merge(target.by_index.get(index), entry, held, "", joined)
         else:
-            target.others.append(entry)
+            target.others.add(entry)
     return target
 
 
+def _build_items(node: Items) -> Any:
+    if not node.by_index:
+        return node.others.body()
+    return [build(node.by_index[index]) for index in sorted(node.by_index)] + orjson.loads(node.others.json())
+
+
 def build(node: Any) -> Any:
-    """The value of a node."""
+    """The value of a node; its longer lists are ready for orjson, see `Entries.body`."""
     if isinstance(node, Text):
         return str(node)
     if isinstance(node, Items):
-        return [build(node.by_index[index]) for index in sorted(node.by_index)] + node.others
+        return _build_items(node)
     if type(node) is dict:
         return {key: build(value) for key, value in node.items()}
     return node

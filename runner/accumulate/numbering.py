@@ -14,11 +14,11 @@ from typing import Any
 class Numbering:
     """What is known of the numbers so far."""
 
-    __slots__ = ("_advanced", "_last", "_last_data", "_unusable", "gap")
+    __slots__ = ("_advanced", "_last", "_last_hash", "_unusable", "gap")
 
     def __init__(self) -> None:
         self._last: int | None = None
-        self._last_data = b""
+        self._last_hash = 0  # of the bytes that had it; the bytes may be many
         self._advanced = False
         self._unusable = False
         self.gap = False
@@ -29,13 +29,13 @@ class Numbering:
         if self._unusable or type(number) is not int:
             return True
         if self._last is None:
-            self._last, self._last_data = number, data
+            self._last, self._last_hash = number, hash(data)
             return True
         if number > self._last:
             self.gap |= number > self._last + 1
-            self._last, self._advanced, self._last_data = number, True, b""
+            self._last, self._advanced = number, True
             return True
-        if self._advanced or data == self._last_data:
+        if self._advanced or hash(data) == self._last_hash:
             return False
         self._unusable = True
         return True

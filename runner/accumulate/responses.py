@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from runner.accumulate.held import Held, weigh
 from runner.accumulate.items import DELTAS, Items
 from runner.accumulate.numbering import Numbering
 from runner.accumulate.parsing import DONE, MalformedChunk, Raw, clean, mend, parse, raise_error, read_usage
@@ -28,11 +29,13 @@ _OF_RESPONSE = _BEGINNINGS | _ENDS.keys() | _FAILURES
 class ResponsesAccumulator:
     """The growing `response`."""
 
-    __slots__ = ("_done", "_items", "_numbers", "_raw", "_response", "_terminal")
+    __slots__ = ("_done", "_held", "_items", "_numbers", "_raw", "_response", "_terminal", "_weight")
 
     def __init__(self) -> None:
         self._response: dict[str, Any] = {"object": "response"}
-        self._items = Items()
+        self._weight = 0  # of `_response`
+        self._held = Held()
+        self._items = Items(self._held)
         self._numbers = Numbering()
         self._terminal = False  # `_response` is a terminal event's
         self._done = False
@@ -78,12 +81,18 @@ class ResponsesAccumulator:
         if isinstance(response, dict):
             event["response"] = {key: response[key] for key in ("id", "status") if key in response}
             self._response = response
+            self._weigh()
         if kind in _FAILURES:
             raise_error(response if isinstance(response, dict) else event)
         if kind in _ENDS:
             if not isinstance(response, dict):
                 raise MalformedChunk("a terminal event without a response")
             self._end(kind, response)
+
+    def _weigh(self) -> None:
+        self._held.bytes -= self._weight
+        self._weight = weigh(self._response)
+        self._held.bytes += self._weight
 
     def _end(self, kind: str, response: dict[str, Any]) -> None:
         if response.get("status") in ("failed", "cancelled") or response.get("error") is not None:
@@ -96,6 +105,15 @@ class ResponsesAccumulator:
         # The event's type is the fact; a status that was left behind is brought into line.
         self._response = response | {"output": output or self._items.body(), "status": _ENDS[kind]}
         self._terminal = self._done = True
+
+    @property
+    def held(self) -> int:
+        """See `Accumulator`."""
+        return self._held.bytes
+
+    def shorten(self, size: int) -> None:
+        """See `Accumulator`."""
+        self._held.shown = size
 
     @property
     def complete(self) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from runner.accumulate.held import NODE_BYTES, Held
 from runner.accumulate.merge import build, merge
 from runner.accumulate.parsing import MalformedChunk
 from runner.limits import MAX_TOOL_CALLS
@@ -18,9 +19,10 @@ from runner.limits import MAX_TOOL_CALLS
 class ToolCalls:
     """The tool calls of one choice."""
 
-    __slots__ = ("_by_id", "_calls", "_last", "_last_said", "_next")
+    __slots__ = ("_by_id", "_calls", "_held", "_last", "_last_said", "_next")
 
-    def __init__(self) -> None:
+    def __init__(self, held: Held) -> None:
+        self._held = held
         self._calls: dict[int, dict[str, Any]] = {}
         self._by_id: dict[str, int] = {}
         self._last = 0
@@ -62,10 +64,16 @@ class ToolCalls:
         return index
 
     def _merge(self, index: int, entry: dict[str, Any]) -> None:
-        call = self._calls.setdefault(index, {})
+        call = self._calls.get(index)
+        if call is None:
+            call = self._calls[index] = {}
+            self._held.bytes += 2 * NODE_BYTES  # its id has a place in `_by_id`
         for key, value in entry.items():
             if key != "index":
-                call[key] = merge(call.get(key), value, key)
+                before = call.get(key)
+                if before is None and key not in call:
+                    self._held.bytes += NODE_BYTES + len(key)
+                call[key] = merge(before, value, self._held, key)
 
     def body(self) -> list[dict[str, Any]]:
         """The calls in the order of their indices."""

@@ -49,6 +49,21 @@ def accumulate(api: Api, blocks: Iterable[bytes], choices: int = 1) -> tuple[Acc
     return accumulator, feed(accumulator, blocks)
 
 
+def whole(accumulator: Accumulator) -> Json:
+    """Its body with the lists that it keeps as JSON read, and nothing else changed."""
+    found: Json = read(accumulator.body())
+    return found
+
+
+def read(value: Any) -> Any:
+    """A value with its fragments read."""
+    if isinstance(value, orjson.Fragment):
+        return orjson.loads(orjson.dumps(value))
+    if isinstance(value, dict):
+        return {key: read(item) for key, item in value.items()}
+    return [read(item) for item in value] if isinstance(value, list) else value
+
+
 def to_sse(events: Iterable[Json], *, named: bool = False, ascii_only: bool = False, done: bool = True) -> bytes:
     """An event stream as the API frames it."""
     blocks = []

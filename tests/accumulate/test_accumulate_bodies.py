@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from runner.accumulate import MalformedChunk, StreamError, for_stream, parse_body
 from runner.jobs import Api
 from runner.outcome import Usage
-from tests.accumulate.accumulate_streams import USAGE, Stream, chat_streams, response_streams
+from tests.accumulate.accumulate_streams import USAGE, Stream, chat_streams, response_streams, whole
 
 CHOICE = {"index": 0, "message": {"role": "assistant", "content": "a"}, "finish_reason": "stop"}
 STREAMED = [Api.CHAT, Api.COMPLETIONS, Api.RESPONSES]
@@ -234,8 +234,7 @@ def test_whatever_is_fed_only_two_exceptions_escape_and_all_can_be_written(
         else:
             for delta in deltas:
                 orjson.dumps([delta.payload, delta.text])
-        body = accumulator.body()
-        assert orjson.loads(orjson.dumps(body)) == body
+        assert orjson.loads(orjson.dumps(accumulator.body())) == whole(accumulator)
         orjson.dumps(accumulator.finish)
         assert accumulator.complete in (True, False)
         assert accumulator.usage is None or accumulator.usage.total_tokens >= 0

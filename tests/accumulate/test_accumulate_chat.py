@@ -18,7 +18,7 @@ from runner.accumulate import MalformedChunk, StreamError, for_stream
 from runner.deltas import Delta, DeltaKind
 from runner.jobs import Api
 from runner.outcome import Usage
-from tests.accumulate.accumulate_streams import USAGE, Json, Stream, accumulate, chat_streams, cut, to_sse
+from tests.accumulate.accumulate_streams import USAGE, Json, Stream, accumulate, chat_streams, cut, to_sse, whole
 
 
 def chunk(*entries: Any, **top: Any) -> bytes:
@@ -39,7 +39,7 @@ def fed(*datas: bytes, choices: int = 1, api: Api = Api.CHAT) -> Any:
 
 
 def message_of(*deltas: Json) -> Json:
-    message: Json = fed(*(chunk(entry(delta)) for delta in deltas)).body()["choices"][0]["message"]
+    message: Json = whole(fed(*(chunk(entry(delta)) for delta in deltas)))["choices"][0]["message"]
     return message
 
 
@@ -52,11 +52,11 @@ def test_body_is_the_known_answer_however_the_bytes_are_cut(
 ) -> None:
     blocks = data.draw(cut(to_sse(stream.chunks, ascii_only=ascii_only)))
     accumulator, _ = accumulate(Api.CHAT, blocks, len(stream.body["choices"]))
-    assert accumulator.body() == stream.body
+    assert whole(accumulator) == stream.body
     assert accumulator.complete
     assert accumulator.ended
     assert accumulator.usage == (Usage(9, 12, 4, 3) if "usage" in stream.body else None)
-    ChatCompletion.model_validate(accumulator.body())  # raises where the shape is not the API's
+    ChatCompletion.model_validate(whole(accumulator))  # raises where the shape is not the API's
 
 
 def without_sdk_extras(value: Any) -> Any:
@@ -73,7 +73,7 @@ def test_body_is_that_of_the_sdk(stream: Stream) -> None:
     for each in stream.chunks:
         state.handle_chunk(cast(ChatCompletionChunk, construct_type(type_=ChatCompletionChunk, value=each)))
     theirs = without_sdk_extras(state.current_completion_snapshot.to_dict())
-    ours = without_sdk_extras(accumulate(Api.CHAT, [to_sse(stream.chunks)])[0].body())
+    ours = without_sdk_extras(whole(accumulate(Api.CHAT, [to_sse(stream.chunks)])[0]))
     if stream.azure:  # the SDK keeps the empty identity of Azure's first chunk
         ours |= {key: theirs[key] for key in ("id", "created", "model")}
         theirs["service_tier"] = ours["service_tier"]  # and takes the tier from there too
@@ -119,10 +119,10 @@ def test_identity_is_the_first_that_is_told_and_the_tier_the_last() -> None:
 
 def test_a_message_in_the_place_of_a_delta_is_taken_as_one() -> None:
     accumulator = fed(chunk({"index": 0, "message": {"content": "whole"}, "finish_reason": "stop"}))
-    assert accumulator.body()["choices"][0]["message"]["content"] == "whole"
+    assert whole(accumulator)["choices"][0]["message"]["content"] == "whole"
     cumulative = {"message": {"content": "ab"}}
     accumulator = fed(chunk(entry({"content": "a"}, **cumulative)), chunk(entry({"content": "b"}, **cumulative)))
-    assert accumulator.body()["choices"][0]["message"]["content"] == "ab"
+    assert whole(accumulator)["choices"][0]["message"]["content"] == "ab"
 
 
 def test_unknown_fields_are_kept_at_every_level() -> None:
@@ -131,7 +131,7 @@ def test_unknown_fields_are_kept_at_every_level() -> None:
         chunk(entry({"content": "b"}, "stop", content_filter_results={"hate": {"severity": "safe"}}, token_ids=[2])),
         chunk(x_groq={"id": "req"}, moderation=None),
     )
-    body = accumulator.body()
+    body = whole(accumulator)
     assert body["x_groq"] == {"id": "req"}
     assert body["choices"][0]["content_filter_results"] == {"hate": {"severity": "safe"}}
     assert body["choices"][0]["token_ids"] == [1, 2]
@@ -233,7 +233,7 @@ def test_what_was_handed_out_is_not_changed_by_later_chunks() -> None:
     (delta,) = accumulator.feed("", data)
     before = orjson.dumps(delta.payload)
     accumulator.feed("", data)
-    accumulator.body()
+    whole(accumulator)
     assert orjson.dumps(delta.payload) == before
 
 
@@ -305,7 +305,7 @@ def test_what_comes_after_the_finish_is_appended_and_after_done_ignored() -> Non
     accumulator = fed(chunk(entry({"content": "a"}, "stop")), chunk(entry({"content": "b"}, "length")), b"[DONE]")
     assert list(accumulator.feed("", b"not json")) == []
     assert accumulator.finish == "length"
-    assert accumulator.body()["choices"][0]["message"]["content"] == "ab"
+    assert whole(accumulator)["choices"][0]["message"]["content"] == "ab"
 
 
 # ── Faults ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -357,7 +357,7 @@ def test_malformed_chunk_is_a_fault_and_keeps_what_had_arrived(data: bytes) -> N
     accumulator = fed(chunk(entry({"content": "kept"})))
     with pytest.raises(MalformedChunk):
         accumulator.feed("", data)
-    assert accumulator.body()["choices"][0]["message"]["content"] == "kept"
+    assert whole(accumulator)["choices"][0]["message"]["content"] == "kept"
     assert not accumulator.complete
 
 
@@ -380,7 +380,7 @@ def test_malformed_chunk_is_a_fault_and_keeps_what_had_arrived(data: bytes) -> N
 def test_what_servers_really_send_is_tolerated(data: bytes) -> None:
     accumulator = fed(data, chunk(entry({"content": "a"}, "stop")), b"[DONE]")
     assert accumulator.complete
-    message = accumulator.body()["choices"][0]["message"]
+    message = whole(accumulator)["choices"][0]["message"]
     assert message == {"role": "assistant", "content": "a", "refusal": None}
 
 
@@ -503,7 +503,7 @@ def test_legacy_completion_is_whole() -> None:
     logprobs = {"tokens": ["a", "b"], "token_logprobs": [-1.0, -1.0], "top_logprobs": None, "text_offset": [0, 0]}
     assert accumulator.complete
     assert accumulator.finish == "length"
-    assert accumulator.body() == {
+    assert whole(accumulator) == {
         "id": "x",
         "object": "text_completion",
         "created": 1,

@@ -17,7 +17,7 @@ from runner.accumulate import MalformedChunk, StreamError, for_stream
 from runner.deltas import Delta, DeltaKind
 from runner.jobs import Api
 from runner.outcome import Usage
-from tests.accumulate.accumulate_streams import Json, Stream, accumulate, cut, response_streams, to_sse
+from tests.accumulate.accumulate_streams import Json, Stream, accumulate, cut, response_streams, to_sse, whole
 
 RESPONSE: Json = {"id": "resp_1", "object": "response", "status": "in_progress", "output": [], "error": None}
 WHERE: Json = {"item_id": "msg_1", "output_index": 0, "content_index": 0}
@@ -49,7 +49,7 @@ def completed(**fields: Any) -> Json:
 def test_body_is_the_known_answer_however_it_is_cut(stream: Stream, data: st.DataObject, ascii_only: bool) -> None:
     blocks = data.draw(cut(to_sse(stream.chunks, named=True, ascii_only=ascii_only, done=False)))
     accumulator, _ = accumulate(Api.RESPONSES, blocks)
-    assert accumulator.body() == stream.body
+    assert whole(accumulator) == stream.body
     assert accumulator.complete
     assert accumulator.ended
     assert accumulator.finish == "completed"
@@ -76,14 +76,14 @@ def test_body_is_that_of_the_sdk(stream: Stream) -> None:
     theirs = sdk_state(stream.chunks)._completed_response
     assert theirs is not None
     accumulator, _ = accumulate(Api.RESPONSES, [to_sse(stream.chunks)])
-    assert without_sdk_extras(accumulator.body()) == without_sdk_extras(theirs.to_dict())
+    assert without_sdk_extras(whole(accumulator)) == without_sdk_extras(theirs.to_dict())
 
 
 @given(response_streams())
 def test_items_grown_from_deltas_alone_are_the_known_ones_and_those_of_the_sdk(stream: Stream) -> None:
     events = [each for each in stream.chunks[:-1] if not each["type"].endswith(".done")]
     accumulator, _ = accumulate(Api.RESPONSES, [to_sse(events, done=False)])
-    ours = accumulator.body()["output"]
+    ours = whole(accumulator)["output"]
     snapshot = cast(Any, sdk_state(events))._ResponseStreamState__current_snapshot
     for item, final, theirs in zip(ours, stream.body["output"], snapshot.output, strict=True):
         assert item | {"status": None} == final | {"status": None}
@@ -97,7 +97,7 @@ def test_items_grown_from_deltas_alone_are_the_known_ones_and_those_of_the_sdk(s
 @given(response_streams())
 def test_a_stream_cut_before_its_terminal_event_keeps_the_finished_items(stream: Stream) -> None:
     accumulator, _ = accumulate(Api.RESPONSES, [to_sse(stream.chunks[:-1], done=False)])
-    body = accumulator.body()
+    body = whole(accumulator)
     assert not accumulator.complete
     assert not accumulator.ended
     assert body["output"] == stream.body["output"]
@@ -108,7 +108,7 @@ def test_a_stream_cut_before_its_terminal_event_keeps_the_finished_items(stream:
 def test_an_empty_terminal_output_is_filled_from_the_items(stream: Stream, output: list[Any] | None) -> None:
     last = stream.chunks[-1] | {"response": stream.body | {"output": output}}
     accumulator, _ = accumulate(Api.RESPONSES, [to_sse([*stream.chunks[:-1], last])])
-    assert accumulator.body() == stream.body
+    assert whole(accumulator) == stream.body
 
 
 def test_events_of_items_that_were_never_added_begin_them() -> None:
@@ -118,7 +118,7 @@ def test_events_of_items_that_were_never_added_begin_them() -> None:
         event("response.output_text.annotation.added", **WHERE, annotation={"type": "url_citation"}),
         event("response.function_call_arguments.delta", output_index=2, delta="{}"),
     )
-    message, call = accumulator.body()["output"]
+    message, call = whole(accumulator)["output"]
     assert (message["type"], message["role"], message["id"]) == ("message", "assistant", "msg_1")
     assert message["content"] == [{"type": "output_text", "text": "ab", "annotations": [{"type": "url_citation"}]}]
     assert (call["type"], call["arguments"]) == ("function_call", "{}")
@@ -128,13 +128,13 @@ def test_text_grows_from_what_an_item_came_with() -> None:
     parts = [{"type": "output_text", "text": "a"}, {"type": "output_text", "text": "b"}]
     item = {"type": "message", "id": "msg_1", "content": parts}
     accumulator = fed(event("response.output_item.added", output_index=0, item=item), text("!", content_index=1))
-    assert [part["text"] for part in accumulator.body()["output"][0]["content"]] == ["a", "b!"]
+    assert [part["text"] for part in whole(accumulator)["output"][0]["content"]] == ["a", "b!"]
 
 
 def test_a_done_part_replaces_what_the_deltas_made() -> None:
     part = {"type": "output_text", "text": "whole", "annotations": [{"type": "url_citation"}]}
     accumulator = fed(text("hal"), event("response.content_part.done", **WHERE, part=part))
-    assert accumulator.body()["output"][0]["content"] == [part]
+    assert whole(accumulator)["output"][0]["content"] == [part]
 
 
 def test_incomplete_is_a_final_with_its_reason() -> None:
@@ -142,7 +142,7 @@ def test_incomplete_is_a_final_with_its_reason() -> None:
     accumulator = fed(event("response.incomplete", response=response))
     assert accumulator.complete
     assert accumulator.finish == "incomplete:max_output_tokens"
-    assert accumulator.body() == response
+    assert whole(accumulator) == response
     assert fed(event("response.incomplete", response=RESPONSE)).finish == "incomplete:unknown"
 
 
@@ -152,7 +152,7 @@ def test_surrogates_split_over_two_events_are_rejoined() -> None:
         data = b'{"type":"response.output_text.delta","delta":"' + half + b'"}'
         (delta,) = accumulator.feed("", data)
         assert (delta.text, delta.payload["delta"]) == ("\ufffd", "\ufffd")
-    assert accumulator.body()["output"][0]["content"][0]["text"] == "😀"
+    assert whole(accumulator)["output"][0]["content"][0]["text"] == "😀"
 
 
 # ── Deltas ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -217,7 +217,7 @@ def test_done_without_a_terminal_event_ends_without_success() -> None:
     accumulator.feed("", b"[DONE]")
     assert accumulator.ended
     assert not accumulator.complete
-    assert accumulator.body() == {"object": "response", "output": []}
+    assert whole(accumulator) == {"object": "response", "output": []}
 
 
 @pytest.mark.parametrize(
@@ -242,7 +242,7 @@ def test_a_bad_end_is_raised_with_its_error_and_keeps_what_had_arrived(terminal:
         accumulator.feed("", orjson.dumps(terminal))
     assert raised.value.error == error
     assert not accumulator.complete
-    assert accumulator.body()["output"][0]["content"][0]["text"] == "kept"
+    assert whole(accumulator)["output"][0]["content"][0]["text"] == "kept"
 
 
 def numbered(*numbers: int) -> list[Json]:
@@ -250,7 +250,7 @@ def numbered(*numbers: int) -> list[Json]:
 
 
 def text_of(accumulator: Any) -> str:
-    found: str = accumulator.body()["output"][0]["content"][0]["text"]
+    found: str = whole(accumulator)["output"][0]["content"][0]["text"]
     return found
 
 
