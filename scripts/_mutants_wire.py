@@ -1,0 +1,174 @@
+"""Mistakes about what is sent and believed: limits, retries, streams, redirects, secrets, signals."""
+
+from __future__ import annotations
+
+from _mutant import Edit, Mutant
+
+MUTANTS = (
+    Mutant(
+        "retry everything: every fault",
+        (Edit("runner/faults.py", "return self.row.retry\n", "return True\n"),),
+        (
+            "tests/test_retries.py::test_what_it_cannot_mend_fails_at_once",
+            "tests/test_pipeline.py::test_a_refused_job_has_one_attempt",
+        ),
+    ),
+    Mutant(
+        "retry everything: every exception, cancellation too",
+        (
+            Edit("runner/retries.py", "        if fault is None:\n            return False\n", ""),
+            Edit("runner/retries.py", "        if fault.row.throttle:\n", "        if fault and fault.row.throttle:\n"),
+            Edit("runner/retries.py", "        return fault.retry\n", "        return state.outcome.failed\n"),
+        ),
+        (
+            "tests/test_retries.py::test_cancellation_passes_through_at_once",
+            "tests/test_retries.py::test_other_exceptions_are_not_retried",
+        ),
+    ),
+    Mutant(
+        "success at the end of the stream",
+        (
+            Edit(
+                "runner/attempt.py", "if answer.complete and _survives(fault):", "if fault is None or answer.complete:"
+            ),
+        ),
+        (
+            "tests/test_attempt.py::test_every_prefix_is_a_success_only_with_the_finish_reason_in_it",
+            "tests/test_attempt.py::test_done_without_finish_reason_is_no_success_and_keeps_the_partial_text",
+        ),
+    ),
+    Mutant(
+        "success at [DONE]",
+        (
+            Edit(
+                "runner/accumulate/choices.py",
+                "        return len(self._choices) >= self._asked and ",
+                "        return self._done or len(self._choices) >= self._asked and ",
+            ),
+        ),
+        ("tests/test_attempt.py::test_done_without_finish_reason_is_no_success_and_keeps_the_partial_text",),
+    ),
+    Mutant(
+        "AsyncLimiter(rpm, 60)",
+        (
+            Edit(
+                "runner/buckets.py",
+                "AsyncLimiter(self.burst, self.burst / self.rate_per_s)",
+                "AsyncLimiter(per_minute, 60)",
+            ),
+        ),
+        ("tests/test_buckets.py::test_no_window_of_60_s_is_above_the_limit_and_98_percent_are_used",),
+    ),
+    Mutant(
+        "redirects on",
+        (Edit("runner/transport.py", "allow_redirects=False", "allow_redirects=True"),),
+        (
+            "tests/test_scenarios.py::test_a_redirect_is_not_followed",
+            "tests/test_scenarios.py::test_a_scenario_ends_as_the_table_says[redirect_307-chat]",
+        ),
+    ),
+    Mutant(
+        "burst of the RPM bucket doubled",
+        (Edit("runner/buckets.py", "self.per_minute * BURST_S / 60)", "2 * self.per_minute * BURST_S / 60)"),),
+        ("tests/test_buckets.py::test_no_window_of_60_s_is_above_the_limit_and_98_percent_are_used",),
+    ),
+    Mutant(
+        "refund ignored",
+        (Edit("runner/lanes.py", "self._gate.correct(need.tokens - real.tokens)", "self._gate.correct(0)"),),
+        ("tests/test_admission.py::test_refunds_raise_the_throughput_to_the_real_usage",),
+    ),
+    Mutant(
+        "refund doubled",
+        (
+            Edit(
+                "runner/lanes.py",
+                "self._gate.correct(need.tokens - real.tokens)",
+                "self._gate.correct(2 * (need.tokens - real.tokens))",
+            ),
+        ),
+        (
+            "tests/test_promises.py::"
+            "test_over_a_virtual_hour_no_window_of_60_s_is_above_the_limit_and_one_admission[0]",
+            "tests/test_admission.py::test_what_was_used_beyond_the_reservation_is_paid_later",
+        ),
+    ),
+    Mutant(
+        "Retry-After taken as it comes",
+        (
+            Edit(
+                "runner/faults.py",
+                "return max(seconds, 0.0) if seconds <= MAX_RETRY_AFTER_S else None",
+                "return seconds",
+            ),
+        ),
+        ("tests/test_faults.py::test_retry_after_is_read_and_clamped",),
+    ),
+    Mutant(
+        "POST tried again on 400",
+        (
+            Edit(
+                "runner/faults.py",
+                'FaultKind.BAD_REQUEST: Row("request")',
+                'FaultKind.BAD_REQUEST: Row("request", retry=True)',
+            ),
+        ),
+        (
+            "tests/test_retries.py::test_what_it_cannot_mend_fails_at_once",
+            "tests/test_pipeline.py::test_a_refused_job_has_one_attempt",
+        ),
+    ),
+    Mutant(
+        "a bad certificate is tried again",
+        (
+            Edit(
+                "runner/faults.py",
+                'FaultKind.CERTIFICATE: Row("user", stops_run=True)',
+                'FaultKind.CERTIFICATE: Row("network", retry=True)',
+            ),
+        ),
+        ("tests/test_promises.py::test_a_certificate_nobody_vouches_for_stops_the_run_and_is_not_tried_again",),
+    ),
+    Mutant(
+        "a bad key does not stop the run",
+        (Edit("runner/faults.py", 'FaultKind.AUTH: Row("account", stops_run=True)', 'FaultKind.AUTH: Row("account")'),),
+        (
+            "tests/test_run.py::test_a_bad_key_stops_the_run_and_its_jobs_stay_for_the_next",
+            "tests/test_pipeline.py::test_a_fault_that_every_job_would_meet_stops_the_run",
+        ),
+    ),
+    Mutant(
+        "redaction off: the canary gets through",
+        (
+            Edit(
+                "runner/redact.py",
+                '        """The text without secrets."""\n',
+                '        """The text without secrets."""\n        return text\n',
+            ),
+        ),
+        (
+            "tests/test_run.py::test_a_canary_key_is_in_no_file_and_no_stream_whatever_the_server_does",
+            "tests/test_redact.py::test_a_known_key_is_found_however_it_is_written",
+        ),
+    ),
+    Mutant(
+        "terminal escapes off",
+        (Edit("runner/escape.py", "    return _UNSAFE.sub(_spelt_out, text)\n", "    return text\n"),),
+        ("tests/test_escape.py::test_nothing_that_moves_a_cursor_gets_through",),
+    ),
+    Mutant(
+        "empty deltas push the idle deadline back",
+        (
+            Edit(
+                "runner/attempt.py",
+                "        if not content:\n            return False\n",
+                "        if not content:\n            watch.progress()\n            return False\n",
+            ),
+        ),
+        ("tests/test_attempt.py::test_empty_deltas_do_not_keep_a_stream_alive",),
+    ),
+    Mutant(
+        "the second signal is not heard",
+        (Edit("runner/signals.py", "                on_second()\n", "                pass\n"),),
+        ("tests/test_run.py::test_the_second_signal_ends_what_would_never_end",),
+    ),
+)
