@@ -1,0 +1,1 @@
+"""Load testing: the same engine as a load generator whose figures can be trusted."""

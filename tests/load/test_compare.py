@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import io
+import random
+
+import pytest
+from rich.console import Console
+
+from runner.load import compare, noise
+from tests.load import examples
+from tests.load.test_html import Page
+
+
+def rows(made, level=0):
+    return {row.name: row for row in made.levels[level].rows}
+
+
+def shown(made, width=100):
+    out = io.StringIO()
+    Console(width=width, file=out, highlight=False).print(compare.render(made))
+    return out.getvalue()
+
+
+def test_a_test_compared_with_itself_differs_in_nothing():
+    made = compare.compare(examples.healthy(), examples.healthy())
+    assert not made.differences
+    assert not made.only_a + made.only_b
+    judged = {row.judgement for matched in made.levels for row in matched.rows}
+    assert judged <= {"noise", "not judged"}
+    assert {row.change for matched in made.levels for row in matched.rows} == {"0 %"}
+
+
+def test_what_differs_in_the_making_is_listed_the_worst_first():
+    made = compare.compare(
+        examples.healthy(), examples.healthy(model="other", versions={"python": "3.12"}, settings={"rpm": 5})
+    )
+    names = [difference.name for difference in made.differences]
+    assert names[0] == "model"
+    assert {"versions.python", "settings.rpm"} <= set(names)
+    assert names.index("versions.python") < names.index("settings.rpm")
+
+
+def test_a_faster_server_is_better_beyond_noise_over_repeats():
+    made = rows(compare.compare(examples.repeated(1), examples.repeated(2, speed=1.25)), 1)
+    assert made["ICL p50"].judgement == made["E2E mean"].judgement == made["Output tokens/s"].judgement == "better"
+    back = rows(compare.compare(examples.repeated(2, speed=1.25), examples.repeated(1)), 1)
+    assert back["ICL p50"].judgement == "worse"
+    assert back["Offered requests/s"].judgement == "changed"
+
+
+def test_two_repeats_are_too_few_to_judge():
+    made = rows(compare.compare(examples.repeated(1, times=2), examples.repeated(2, 2.0, times=2)))
+    assert {row.judgement for row in made.values()} == {"not judged"}
+
+
+def test_a_rate_is_not_judged_without_repeats():
+    made = rows(compare.compare(examples.healthy(1), examples.healthy(2, speed=2.0)), 2)
+    assert made["Output tokens/s"].judgement == "not judged"
+    assert made["TTFT p50"].judgement == "better"
+
+
+def test_too_few_requests_are_never_significant():
+    few = {"seconds": 7}
+    a, b = (examples.result([examples.level(4, speed=speed, **few)]) for speed in (1.0, 5.0))
+    assert a.levels[0].metric("ttft").n < noise.MIN_REQUESTS
+    judged = {row.judgement for row in rows(compare.compare(a, b)).values()}
+    assert judged == {"not judged"}
+
+
+def test_a_client_bound_level_is_shown_and_not_judged():
+    a, b = examples.open_loop(), examples.open_loop(9)
+    made = compare.compare(a, b)
+    bound = made.levels[-1]
+    assert {row.judgement for row in bound.rows} == {"not judged"}
+    assert any("client-bound" in note for note in bound.notes)
+
+
+def test_levels_that_only_one_has_are_named():
+    made = compare.compare(examples.healthy(), examples.interrupted())
+    assert set(made.only_a) == {"1 concurrent", "64 concurrent"}
+    assert "Only in A" in shown(made)
+    nothing = compare.compare(examples.healthy(), examples.open_loop())
+    assert "nothing to compare" in shown(nothing)
+
+
+def test_a_percentile_that_one_lacks_is_not_compared():
+    a, b = examples.healthy(), examples.interrupted()
+    row = rows(compare.compare(a, b), 1)["TTFT p99"]
+    assert row.judgement == "not judged"
+    assert row.b == "–"
+
+
+@pytest.mark.parametrize("n", [3, 5, 10])
+def test_unchanged_repeats_are_called_changed_about_once_in_a_hundred(n):
+    rng = random.Random(n)
+    trials = 2000
+    false = sum(
+        noise.welch([rng.gauss(1, 0.1) for _ in range(n)], [rng.gauss(1, 0.1) for _ in range(n)]) for _ in range(trials)
+    )
+    assert false <= trials * 0.02
+
+
+def test_welch_is_blind_neither_to_equal_figures_nor_to_figures_far_apart():
+    assert noise.welch([1.0, 1.0, 1.0], [2.0, 2.0, 2.0])
+    assert not noise.welch([1.0, 1.0, 1.0], [1.0, 1.0, 1.0])
+    assert noise.welch([1.0, 1.1, 0.9], [5.0, 5.1, 4.9])
+
+
+@pytest.mark.parametrize("q", [0.5, 0.95])
+def test_the_interval_of_a_percentile_holds_the_true_one_at_least_95_times_in_a_hundred(q):
+    rng = random.Random(5)
+    truth = sorted(rng.lognormvariate(0, 0.5) for _ in range(100_000))[int(q * 100_000)]
+    held = 0
+    for _ in range(200):
+        values = [rng.lognormvariate(0, 0.5) for _ in range(200)]
+        made = {"label": "4", "kind": "closed", "value": 4, "histograms": {"ttft": examples.bins(values)}}
+        made["metrics"] = {"ttft": {"n": len(values)}}
+        found = noise.quantile_range(examples.result([made]).levels[0], "ttft", q)
+        held += found is not None and found.low <= truth <= found.high
+    assert held >= 186
+
+
+def test_a_tail_that_n_cannot_bound_has_no_interval():
+    level = examples.healthy().levels[2]
+    assert noise.quantile_range(level, "ttft", 0.5) is not None
+    assert noise.quantile_range(level, "ttft", 0.999) is None
+    for n, bounded in ((400, False), (600, True)):
+        made = {"label": "4", "kind": "closed", "value": 4, "metrics": {"ttft": {"n": n}}}
+        made["histograms"] = {"ttft": examples.bins([1 + i / n for i in range(n)])}
+        found = noise.quantile_range(examples.result([made]).levels[0], "ttft", 0.99)
+        assert (found is not None) is bounded
+
+
+def test_gaps_within_answers_do_not_count_as_independent():
+    level = examples.healthy().levels[1]
+    wide = noise.mean_range(level, "icl")
+    assert wide is not None
+    assert level.metric("icl").n > 40 * level.requests.succeeded
+    naive = 1.96 * (level.metric("icl").stddev or 0) / level.metric("icl").n ** 0.5
+    assert (wide.high - wide.low) / 2 > 5 * naive
+
+
+def test_a_share_of_none_or_all_still_has_a_width():
+    none, every = noise.share_range(0.0, 100), noise.share_range(1.0, 100)
+    assert none is not None
+    assert every is not None
+    assert none.high == pytest.approx(0.0370, abs=1e-3)
+    assert every.low == pytest.approx(0.9630, abs=1e-3)
+
+
+def test_hostile_names_neither_move_the_cursor_nor_become_markup():
+    made = compare.compare(examples.hostile(), examples.healthy(), examples.HOSTILE, "b")
+    text = shown(made, 80)
+    assert not set(text) & {"\x1b", "\x00", "\u202e"}
+    page = Page(compare.to_html(made))
+    assert len(page.all("script")) == 1
+    assert not page.all("img")
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_no_figure_is_cut_from_80_columns_on(width):
+    text = shown(compare.compare(examples.healthy(1), examples.healthy(2)), width)
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= width

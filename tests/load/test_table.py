@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from runner.load import table
+from runner.load.figures import duration, duration_tick, ms, plain, share, share_tick
+from tests.load import examples
+from tests.load.test_results import ALL
+
+
+def shown(result, width=100):
+    out = io.StringIO()
+    Console(width=width, file=out, highlight=False).print(table.render(result))
+    return out.getvalue()
+
+
+def row(text, label):
+    return [line for line in text.splitlines() if line.strip().startswith(label)]
+
+
+@pytest.mark.parametrize("width", [80, 100, 160])
+@pytest.mark.parametrize("name", ["healthy", "open_loop", "stalled", "interrupted", "repeated"])
+def test_no_figure_is_cut_from_80_columns_on(name, width):
+    text = shown(ALL[name](), width)
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= width
+
+
+@pytest.mark.parametrize("make", ALL.values(), ids=ALL)
+def test_every_level_has_its_row_in_both_tables(make):
+    result = make()
+    text = shown(result, 160)
+    for level in result.levels:
+        label = level.label[:12]
+        if label.isascii() and "<" not in label:
+            assert len([line for line in text.splitlines() if line.strip().startswith(label)]) >= 2
+
+
+def test_latency_from_schedule_stands_below_latency_from_sending_in_an_open_loop():
+    result = examples.open_loop()
+    lines = shown(result).splitlines()
+    late = [line for line in lines if "from schedule" in line]
+    assert len(late) == len(result.levels)
+    assert ms(result.levels[3].metric("ttft_from_schedule").p99) in late[3]
+    assert "from schedule" not in shown(examples.healthy())
+
+
+def test_a_percentile_that_n_cannot_support_is_a_dash_with_a_footnote():
+    text = shown(examples.healthy())
+    assert "–" in row(text, "1 concurrent")[1]
+    assert "can't support" in text
+    assert "–" not in row(text, "64 concurrent")[1]
+
+
+def test_a_client_bound_level_is_marked_and_its_reasons_are_told():
+    text = shown(examples.open_loop())
+    assert row(text, "20/s")[0].rstrip().endswith("client-bound")
+    assert "loop lag p99 41 ms" in text
+    assert "not the server" in text
+    assert "client-bound" not in shown(examples.healthy())
+
+
+def test_errors_are_told_by_kind_and_429s_apart():
+    result = examples.stalled()
+    text = shown(result)
+    assert "read_timeout" in text
+    assert f"{result.levels[1].throttled}" in row(text, "9/s")[0].split()
+
+
+def test_an_interrupted_test_says_so_at_the_level_and_below():
+    text = shown(examples.interrupted())
+    assert "16 concurrent (cut)" in text
+    assert "Interrupted" in text
+
+
+def test_no_name_can_move_the_cursor_or_style_the_table():
+    text = shown(examples.hostile(), 80)
+    assert not set(text) & {"\x1b", "\x00", "\x07", "\u202e"}
+    assert "\\x1b[2J" in text
+    assert "\\x1b]0;x" in shown(examples.result([examples.level(4, label="\x1b]0;x\x07")]))
+    assert "[bold]x" in shown(examples.result([examples.level(4, label="[bold]x")]))
+
+
+def test_nothing_measured_is_a_table_of_dashes():
+    assert shown(examples.empty()).count("–") >= 10
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "–"),
+        (0, "0"),
+        (0.01234, "0.0123"),
+        (1.239, "1.24"),
+        (9.996, "10.00"),
+        (12.34, "12.3"),
+        (99.94, "99.9"),
+        (99.96, "100"),
+        (1234.5, "1,234"),
+        (float("inf"), "∞"),
+        (-0.5, "-0.500"),
+        (1e-12, "0.000000000"),
+    ],
+)
+def test_a_figure_has_three_significant_digits(value, text):
+    assert plain(value) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.00031, "310 µs"), (0.0412, "41.2 ms"), (1.24, "1.24 s"), (720, "12 min"), (0, "0 ms"), (None, "–")],
+)
+def test_a_duration_has_the_unit_that_suits_it(seconds, text):
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0"), (0.25, "250 ms"), (2.5, "2.5 s"), (1, "1 s"), (0.0005, "500 µs"), (0.02, "20 ms")]
+)
+def test_a_tick_has_no_more_digits_than_it_needs(seconds, text):
+    assert duration_tick(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(1, "100 %"), (0.9999, ">99.9 %"), (0, "0 %"), (0.0001, "<0.1 %"), (0.5, "50.0 %"), (None, "–")]
+)
+def test_all_and_none_are_only_said_of_all_and_none(value, text):
+    assert share(value) == text
+
+
+def test_a_share_on_an_axis_is_round():
+    assert [share_tick(v) for v in (0, 0.25, 1.0)] == ["0 %", "25 %", "100 %"]
