@@ -36,7 +36,7 @@ class Gate:
         self.blocked: defaultdict[str, float] = outer.blocked if outer is not None else defaultdict(float)
         """Seconds that heads of lanes waited, by what for; one for all gates of a run."""
         self._clock = clock
-        self._turn = anyio.Lock()
+        self._turn = anyio.Lock(fast_acquire=True)
         self._changed = anyio.Event()
         self._wakers: deque[Callable[[], None]] = deque()
 

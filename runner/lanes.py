@@ -47,6 +47,8 @@ NO_REFUNDS_S: Final = 300.0
 """How long after a 429 nothing is given back: a server that charges up front doesn't either."""
 RAMP_ABOVE_TPM: Final = 1_000_000
 """Input tokens a minute above which slow_down asks for a slow ramp (the API's guide to errors)."""
+AT_ONCE: Final = 32
+"""Attempts admitted before others get a turn of the event loop."""
 CATCH_UP_S: Final = 0.05
 """A pace makes up for what a late timer lost, up to this."""
 
@@ -275,6 +277,8 @@ class Lane:
                 await self._wait(math.inf)
                 continue
             await self._serve(first)
+            if self._admitted % AT_ONCE == 0:
+                await anyio.lowlevel.checkpoint()
 
     async def _wait(self, pause_s: float) -> None:
         with anyio.move_on_after(pause_s):
