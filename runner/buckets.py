@@ -9,13 +9,24 @@ aiolimiter refuses amounts above its capacity and knows no refund. So amounts ar
 the bucket holds what was given back (credit) or used beyond the reservation (debt); the next payment takes it first.
 Credit is bounded, or a mass of refunds would become a flood.
 
-The server's own count (its headers) is a second bound beside ours, never a replacement: others may use the same key,
-and a server that charges the reservation up front gives nothing back. Both must have room.
+Credit lets more through than the bucket does, so the minute itself is a second bound: what was admitted in the last
+60 s, each amount as reserved until its real use is known and as used from then on, debts as of when they are known.
+While that is above the limit, and credit has a part in it, nobody is admitted. So no window of 60 s is above the limit
+and one admission, whatever comes back and when; a payment that has left the window brings no credit, and pays off a
+debt at most.
+
+The server's own count (its headers) is a third bound, never a replacement: others may use the same key, and a server
+that charges the reservation up front gives nothing back. All must have room.
+
+Accepted: what runs counts in full. Jobs of d seconds that use the part u of what they reserved reach u × 60 /
+(d + u × (60 - d)) of the limit, net, where that is less than the bucket gives: a tenth of it 96 % at 0.3 s, 40 % at
+10 s. More can't be promised to stay within the limit, for they might use it all; a closer reservation is the remedy.
 """
 
 from __future__ import annotations
 
-from collections import deque
+import math
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Final
 
@@ -26,13 +37,21 @@ from runner.limits import BURST_S
 
 SAFETY: Final = 1 - BURST_S / 60
 """The part of the allowance that the bucket refills with; the burst is the rest."""
-PIECES: Final = 10
-"""A burst is paid in so many pieces, so that a refund that comes while the head of the queue pays counts at once."""
+PIECES: Final = 2
+"""A burst is paid in so many pieces: a timer that is late by less than one loses nothing of the allowance."""
 WINDOW_S: Final = 60
 MOST_OWED_MIN: Final = 10.0
 """The longest answer there is, 384 k tokens, is 13 minutes' worth of the lowest tier's 30,000 a minute."""
+LEAST_PER_MINUTE: Final = 1e-6
+"""One in two years: a lower limit is none at all, and what is divided by it would overflow."""
 _SAME: Final = 1e-3
 """Limits that differ by less are the same."""
+_BIN_S: Final = 0.125
+"""A window is kept in bins of this: what it forgets late costs 0.2 % of the allowance, less than SAFETY leaves."""
+_GRAIN: Final = 1024
+"""Amounts are paid in multiples of a 1,024th, which floats add exactly. aiolimiter compares amount - capacity + level
+with zero in one place and level + amount with the capacity in another; where rounding makes them disagree it asks
+again without a pause, which on a clock that stands still is for ever."""
 
 
 class Bucket:
@@ -41,23 +60,32 @@ class Bucket:
     def __init__(self, per_minute: float, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._balance = 0.0
+        self._credited_s = -math.inf  # when credit was last taken
         self._use = Sliding(clock)
-        self._server: _ServerCount | None = None
+        self._eased = anyio.Event()
+        self._paying: anyio.CancelScope | None = None  # cancelled when there is credit: that comes first
+        self._server: dict[str, _ServerCount] = {}
         self._set(per_minute)
         self._largest = self.burst
 
     def _set(self, per_minute: float) -> None:
-        self.per_minute = per_minute
-        self.burst = max(1.0, per_minute * BURST_S / 60)
-        self.rate_per_s = per_minute / 60 * SAFETY
+        self.per_minute = max(per_minute, LEAST_PER_MINUTE)
+        self.burst = max(1.0, _grains(self.per_minute * BURST_S / 60))
+        self.rate_per_s = self.per_minute / 60 * SAFETY
         self._limiter = AsyncLimiter(self.burst, self.burst / self.rate_per_s)
 
     def resize(self, per_minute: float) -> None:
-        """Another limit from now on. A new bucket begins empty: what was saved under the old limit doesn't count."""
+        """Another limit from now on. A new bucket begins empty: what was saved under the old limit doesn't count.
+
+        What was used under the old one counts in proportion, or a lower limit would stop everything for a while.
+        """
         if abs(per_minute - self.per_minute) <= _SAME * self.per_minute:
             return
+        before = self.per_minute
         self._set(per_minute)
+        self._use.scale(self.per_minute / before)
         self._balance = min(self._balance, -self.burst)
+        self._eased.set()
 
     # ── Paying ───────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -66,74 +94,145 @@ class Bucket:
         self._largest = max(self._largest, amount)
         paid = 0.0
         try:
-            while (due := amount - paid) > 0:
+            while (due := _grains(amount - paid)) > 0:
                 if self._balance:
                     taken = min(self._balance, due)  # a debt is negative: it adds to what is due
                     self._balance -= taken
                     paid += taken
+                    if taken > 0:
+                        self._credited_s = self._clock()
                     continue
-                piece = min(due, self.burst if self.burst <= 1 else max(1.0, self.burst / PIECES))
-                await self._limiter.acquire(piece)
-                paid += piece
-            if self._server is not None:
-                await self._server.take(amount)
+                with anyio.CancelScope() as self._paying:
+                    piece = min(due, max(1.0, _grains(self.burst / PIECES)))
+                    await self._limiter.acquire(piece)
+                    paid += piece
+            await self._within_the_minute(amount)
+            for count in list(self._server.values()):
+                await count.take(amount)
         except BaseException:
             self.give_back(paid)
             raise
         self._use.add(amount)
 
-    def give_back(self, amount: float) -> None:
-        """A refund; negative is a debt, bounded: a broken counter must not stop a run."""
-        owed = MOST_OWED_MIN * self.per_minute
-        self._balance = max(min(self._balance + amount, self._largest), -owed)
+    async def _within_the_minute(self, amount: float) -> None:
+        while self._is_full(amount):
+            self._eased = anyio.Event()
+            with anyio.move_on_after(self._use.changes_in_s):
+                await self._eased.wait()
 
-    def correct(self, amount: float) -> None:
-        """A refund or debt that also corrects what `used` reports."""
-        self.give_back(amount)
-        self._use.add(-amount)
+    def _is_full(self, amount: float) -> bool:
+        """Whether the last 60 s hold more than the limit. Where no credit was taken, the bucket has seen to that."""
+        credited = self._clock() - self._credited_s <= WINDOW_S + _BIN_S
+        return credited and self._use.total > self.per_minute + max(0.0, self.burst - amount)
+
+    def give_back(self, amount: float) -> None:
+        """A refund of what never was admitted; negative is a debt, bounded: a broken counter must not stop a run."""
+        owed = MOST_OWED_MIN * self.per_minute
+        self._balance = _grains(max(min(self._balance + amount, self._largest), -owed))
+        if self._balance > 0 and self._paying is not None:
+            self._paying.cancel()
+
+    def correct(self, amount: float, paid_s: float | None = None) -> None:
+        """A refund of what was admitted at `paid_s` (None: just now), or a debt; it also corrects what `used` reports.
+
+        What has left the window by now is no credit: the server has forgotten it as well. It pays off a debt.
+        """
+        if amount < 0:
+            debt = min(-amount, MOST_OWED_MIN * self.per_minute)
+            self._use.add(debt)
+            self.give_back(-debt)
+            return
+        counted = self._use.take_back(amount, self._clock() if paid_s is None else paid_s)
+        self.give_back(max(counted, min(amount, -self._balance)))
+        self._eased.set()
 
     # ── The server's view ────────────────────────────────────────────────────────────────────────────────────────
 
-    def observe(self, remaining: float, *, age_s: float, taken_since: float) -> None:
-        """The server said what was left: `age_s` ago at most, and `taken_since` was admitted after that."""
-        if self._server is None:
-            self._server = _ServerCount(self._clock)
-        rate = self.per_minute / 60
+    def observe(
+        self, remaining: float, *, age_s: float, taken_since: float, per_minute: float | None = None, of: str = ""
+    ) -> None:
+        """The server said what was left: `age_s` ago at most, and `taken_since` was admitted after that.
+
+        `of` names the limit where the server counts several that all must have room, each with its own `per_minute`.
+        """
+        limit = self.per_minute if per_minute is None else max(per_minute, LEAST_PER_MINUTE)
+        rate = limit / 60
         # A second's worth below zero at most: what was taken since may have been counted by the server already.
-        self._server.set(max(remaining + rate * age_s - taken_since, -rate), rate)
+        level = max(remaining + rate * age_s - taken_since, -rate)
+        self._server.setdefault(of, _ServerCount(self._clock)).set(level, limit)
 
     @property
     def used(self) -> float:
-        """Net use in the last 60 s, to a second's precision."""
+        """Net use in the last 60 s, to a fraction of a second; what was used under another limit in proportion."""
         return self._use.total
+
+    @property
+    def free(self) -> float:
+        """The part of a minute's allowance that is unspent as of now, 0 to 1, by our count and by the server's."""
+        return max(0.0, min(1 - self.used / self.per_minute, *(count.free for count in self._server.values()), 1.0))
+
+
+def _grains(amount: float) -> float:
+    return math.floor(amount * _GRAIN) / _GRAIN
 
 
 class Sliding:
-    """A sum over the last seconds, kept by the second."""
+    """A sum over the last seconds, kept in bins; what is in it is never forgotten early."""
 
     def __init__(self, clock: Callable[[], float], window_s: int = WINDOW_S) -> None:
         self._clock = clock
         self._window_s = window_s
-        self._bins: deque[tuple[int, float]] = deque()
+        self._bins: OrderedDict[int, float] = OrderedDict()  # by number, the oldest first
+        self._sum = 0.0
 
     def add(self, amount: float) -> None:
         """Counts it as of now."""
-        second = int(self._clock())
-        if self._bins and self._bins[-1][0] == second:
-            self._bins[-1] = (second, self._bins[-1][1] + amount)
-        else:
-            self._bins.append((second, amount))
-        self._forget(second)
+        self._forget()
+        number = self._number(self._clock())
+        self._bins[number] = self._bins.get(number, 0.0) + amount
+        self._sum += amount
 
-    def _forget(self, second: int) -> None:
-        while self._bins and self._bins[0][0] <= second - self._window_s:
-            self._bins.popleft()
+    def take_back(self, amount: float, at_s: float) -> float:
+        """Takes back what was added at `at_s`, or last before it; returns how much of it was still counted."""
+        self._forget()
+        missing, number, oldest = amount, self._number(at_s), next(iter(self._bins), math.inf)
+        while missing > 0 and number >= oldest:
+            taken = min(missing, self._bins.get(number, 0.0))
+            if taken > 0:
+                self._bins[number] -= taken
+                missing -= taken
+            number -= 1
+        self._sum -= amount - missing
+        return amount - missing
+
+    def scale(self, factor: float) -> None:
+        """Everything in it counts `factor` times from now on."""
+        for number in self._bins:
+            self._bins[number] *= factor
+        self._sum = sum(self._bins.values())
+
+    def _number(self, at_s: float) -> int:
+        return math.floor(at_s / _BIN_S)
+
+    def _forget(self) -> None:
+        oldest = self._number(self._clock() - self._window_s)  # part of this one may be younger than the window
+        if self._bins and next(iter(self._bins)) < oldest:
+            while self._bins and next(iter(self._bins)) < oldest:
+                self._bins.popitem(last=False)
+            self._sum = sum(self._bins.values())  # so that no rounding error outlives its bin
 
     @property
     def total(self) -> float:
-        """Never below zero, though a refund may come later than what it refunds was forgotten."""
-        self._forget(int(self._clock()))
-        return max(0.0, sum(amount for _, amount in self._bins))
+        """Never below zero."""
+        self._forget()
+        return max(0.0, self._sum)
+
+    @property
+    def changes_in_s(self) -> float:
+        """When the oldest bin will be forgotten; inf when it is empty."""
+        if not self._bins:
+            return math.inf
+        return max(1e-3, (next(iter(self._bins)) + 1) * _BIN_S + self._window_s - self._clock())
 
 
 class _ServerCount:
@@ -141,32 +240,40 @@ class _ServerCount:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
+        self._limit = 1.0
         self._level = 0.0
         self._at = clock()
-        self._rate = 1.0
         self._changed = anyio.Event()
 
-    def set(self, level: float, rate_per_s: float) -> None:
-        self._level, self._at, self._rate = level, self._clock(), rate_per_s
+    def set(self, level: float, per_minute: float) -> None:
+        self._level, self._at, self._limit = level, self._clock(), per_minute
         self._changed.set()
         self._changed = anyio.Event()
 
     async def take(self, amount: float) -> None:
-        """Waits until it is there: a minute at most, since no limit is asked for more than it gives in one."""
-        while (missing := amount - self._now()) > 0:
-            with anyio.move_on_after(max(missing / self._rate, 1e-3)):
+        """Waits until it is there: a minute at most, when any limit of a minute is full again, whatever was said."""
+        end = self._clock() + WINDOW_S
+        while (missing := amount - self._now()) > 0 and (left_s := end - self._clock()) > 0:
+            with anyio.move_on_after(min(max(missing * 60 / self._limit, 1e-3), left_s)):
                 await self._changed.wait()
-        self._level = self._now() - amount
+        self._level = max(0.0, self._now() - amount)
         self._at = self._clock()
 
     def _now(self) -> float:
-        return self._level + (self._clock() - self._at) * self._rate
+        return min(self._limit, self._level + (self._clock() - self._at) * self._limit / 60)
+
+    @property
+    def free(self) -> float:
+        """The part of it that is left, 0 to 1."""
+        return max(0.0, self._now() / self._limit)
 
 
 class Quota:
     """An allowance over a long window (a day): spent as fast as asked for, then waited for. No bursts to bound here.
 
     Kept in bins of a hundredth of the window, so that it costs no memory; what has left the window is free again.
+    A refund counts as of now: it outlives what it refunds by the duration of a job, minutes of a day, and a bin is
+    kept longer than that.
     """
 
     def __init__(self, limit: float, clock: Callable[[], float], *, window_s: float = 86_400.0) -> None:
@@ -181,7 +288,12 @@ class Quota:
         oldest = self._clock() / self._bin_s - 101
         while self._bins and self._bins[0][0] <= oldest:
             self._bins.popleft()
-        return sum(amount for _, amount in self._bins)
+        return max(0.0, sum(amount for _, amount in self._bins))
+
+    @property
+    def free(self) -> float:
+        """The part of the allowance that is unspent as of now, 0 to 1."""
+        return max(0.0, 1 - self.used / self.limit)
 
     async def acquire(self, amount: float) -> None:
         """Waits until the window has room for `amount`."""
@@ -189,7 +301,7 @@ class Quota:
             await anyio.sleep((self._bins[0][0] + 101) * self._bin_s - self._clock() + 1e-3)
         self.correct(-amount)
 
-    def correct(self, amount: float) -> None:
+    def correct(self, amount: float, paid_s: float | None = None) -> None:
         """A refund; negative is a use."""
         number = float(int(self._clock() / self._bin_s))
         if not self._bins or self._bins[-1][0] != number:

@@ -7,13 +7,17 @@ the whole run stands in the gate round them (`outer`).
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
 
 import anyio
 
 from runner.buckets import Bucket
 from runner.concurrency import Concurrency
+
+if TYPE_CHECKING:
+    from runner.lanes import Lane
 
 
 class Gate:
@@ -38,7 +42,8 @@ class Gate:
         self._clock = clock
         self._turn = anyio.Lock(fast_acquire=True)
         self._changed = anyio.Event()
-        self._wakers: deque[Callable[[], None]] = deque()
+        self._lanes: dict[Lane, None] = {}  # that wait for a slot, in order
+        self._offered: set[Lane] = set()  # that one is free for
 
     @property
     def knows_requests(self) -> bool:
@@ -117,32 +122,57 @@ class Gate:
     def wake(self) -> None:
         """A slot is free, or there may be more of them."""
         self._changed.set()
-        self.offer()
+        self._offer()
 
-    def correct(self, tokens: int, requests: int = 0) -> None:
-        """Gives back what was paid; negative takes what is missing."""
+    def correct(self, tokens: int, paid_s: float) -> None:
+        """Gives tokens back that were paid at a time; negative takes what is missing."""
+        if self.tokens is not None:
+            self.tokens.correct(tokens, paid_s)
+        if self.outer is not None:
+            self.outer.correct(tokens, paid_s)
+
+    def unpay(self, tokens: int) -> None:
+        """What has just been paid wasn't sent: gives back its tokens and its request."""
         if self.tokens is not None:
             self.tokens.correct(tokens)
-        if self.requests is not None and requests:
-            self.requests.correct(requests)
+        if self.requests is not None:
+            self.requests.correct(1)
         if self.outer is not None:
-            self.outer.correct(tokens, requests)
+            self.outer.unpay(tokens)
 
     # ── Lanes that wait for a slot before they take anybody: one after the other, as they came ─────────────────────
 
-    def when_free(self, wake: Callable[[], None]) -> None:
-        """Calls `wake` once when a slot is free and it is its turn. Who is woken and doesn't take it offers it on."""
-        if wake not in self._wakers:
-            self._wakers.append(wake)
-        if self.outer is not None:
-            self.outer.when_free(wake)
+    def open_to(self, lane: Lane) -> bool:
+        """Whether a slot is free for it: one that was offered to it, or one that nobody waits for."""
+        here = lane in self._offered or (self._free_slots > 0 and not self._lanes)
+        return here and (self.outer is None or self.outer.open_to(lane))
 
-    def offer(self) -> None:
-        """Wakes the first who waits for a slot, if one is free."""
-        if self._wakers and self.in_flight < self.concurrency.limit:
-            self._wakers.popleft()()
+    def when_open(self, lane: Lane) -> None:
+        """Wakes the lane when a slot is free and it is its turn."""
+        if lane in self._offered or (self._free_slots > 0 and not self._lanes):
+            self.decline(lane)  # it is the gate round this one that has none
+            assert self.outer is not None
+            self.outer.when_open(lane)
+        elif lane not in self._lanes:
+            self._lanes[lane] = None
+
+    def decline(self, lane: Lane) -> None:
+        """The lane doesn't wait any more for the slot that it may have been offered."""
+        self._offered.discard(lane)
+        self._offer()
         if self.outer is not None:
-            self.outer.offer()
+            self.outer.decline(lane)
+
+    def _offer(self) -> None:
+        while self._lanes and self._free_slots > 0:
+            lane = next(iter(self._lanes))
+            del self._lanes[lane]
+            self._offered.add(lane)
+            lane.wake()
+
+    @property
+    def _free_slots(self) -> int:
+        return self.concurrency.limit - self.in_flight - len(self._offered)
 
     async def timed(self, what: str, waiting: Awaitable[None]) -> float:
         """Counts how long something is waited for."""

@@ -16,6 +16,7 @@ configuration.
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
@@ -86,6 +87,7 @@ class Lane:
         self._answered = False
         self._refuses_late = False  # in its 200 answers
         self._higher: dict[str, int] = {}  # answers in a row that named a higher limit
+        self._same: dict[str, int] = {}  # …that named the one in force
         self._pace = Pace(clock)
         self._paced_until = 0.0
         self._no_refunds_until_s = -math.inf
@@ -116,13 +118,17 @@ class Lane:
         return need
 
     def _token_limits(self) -> list[tuple[Measure, float]]:
-        limits = [
-            (measure, bucket.limit if isinstance(bucket, Quota) else bucket.per_minute)
-            for measure, bucket in self._limits()
-            if measure.counts_tokens
-        ]
+        limits = [(measure, self._certain(measure.name)) for measure, _ in self._limits() if measure.counts_tokens]
         whole = self._gate.token_limit()
         return limits if whole is None else [*limits, (BY_NAME["tpm"], whole)]
+
+    def _certain(self, name: str) -> float:
+        """The limit in force, unless a single header has just named it: one broken header must fail no job."""
+        bucket = self.buckets[name]
+        configured: float | None = getattr(self._configured, name)
+        if isinstance(bucket, Quota) or bucket.per_minute == configured or self._same.get(name, 0) >= RAISE_AFTER:
+            return bucket.limit if isinstance(bucket, Quota) else bucket.per_minute
+        return math.inf if configured is None else configured
 
     def abandon(self) -> None:
         """The attempt it is at work on isn't wanted any more, or can't be sent here now."""
@@ -141,9 +147,9 @@ class Lane:
         for measure, bucket in self._limits():
             difference = measure.of(need) - measure.of(real)
             if difference < 0 or (difference > 0 and refunds):
-                bucket.correct(difference)
+                bucket.correct(difference, ticket.granted_s)
         if need.tokens < real.tokens or refunds:
-            self._gate.correct(need.tokens - real.tokens)
+            self._gate.correct(need.tokens - real.tokens, ticket.granted_s)
 
     def release(self, ticket: Ticket) -> None:
         """Frees the slot; the second time it does nothing."""
@@ -229,7 +235,16 @@ class Lane:
         age_s = self._clock() - ticket.granted_s
         requests = self._learn_one("rpm", said.requests, age_s, self._admitted - ticket.nth)
         tokens = self._learn_one("tpm", said.tokens, age_s, self._admitted_tokens - ticket.nth_token)
+        self._learn_more(said.more_tokens, age_s, self._admitted_tokens - ticket.nth_token)
         return requests or tokens
+
+    def _learn_more(self, said: Allowance, age_s: float, taken_since: float) -> None:
+        """A second limit of tokens, the project's beside the organisation's: its remainder is a bound of its own."""
+        bucket = self.buckets.get("tpm")
+        contradiction = said.remaining == 0 and said.reset_s == 0
+        if said.per_minute is None or said.remaining is None or contradiction or not isinstance(bucket, Bucket):
+            return
+        bucket.observe(said.remaining, age_s=age_s, taken_since=taken_since, per_minute=said.per_minute, of="more")
 
     def _learn_one(self, name: str, said: Allowance, age_s: float, taken_since: float) -> bool:
         named = said.per_minute
@@ -251,9 +266,13 @@ class Lane:
 
     def _adopt(self, name: str, bucket: Bucket, limit: float) -> None:
         """Downwards at once, upwards when several answers in a row say so."""
-        self._higher[name] = self._higher.get(name, 0) + 1 if limit > bucket.per_minute else 0
-        if limit <= bucket.per_minute or self._higher[name] >= RAISE_AFTER:
+        before = bucket.per_minute
+        self._higher[name] = self._higher.get(name, 0) + 1 if limit > before else 0
+        if limit <= before or self._higher[name] >= RAISE_AFTER:
             bucket.resize(limit)
+        self._same[name] = self._same.get(name, 0) + 1 if bucket.per_minute == before else 1
+        if self._same[name] == RAISE_AFTER:
+            self.abandon()  # what it is at work on may never fit by now
 
     # ── The loop ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -263,7 +282,7 @@ class Lane:
             self._changed = anyio.Event()
             first, pause_s = self._waiting.first_for(self)
             if first is None:
-                self._gate.offer()
+                self._gate.decline(self)
                 await self._wait(pause_s)
                 continue
             what, pause_s = self._hindrance()
@@ -273,7 +292,7 @@ class Lane:
             best = self._waiting.best_for(first, self)
             if best is not self:
                 best.wake()
-                self._gate.offer()
+                self._gate.decline(self)
                 await self._wait(math.inf)
                 continue
             await self._serve(first)
@@ -287,10 +306,10 @@ class Lane:
     async def _hindered(self, first: Waiter, what: str, pause_s: float) -> None:
         """Waits for what keeps it from taking the first in line, unless another lane can."""
         if what == "slot":
-            self._gate.when_free(self.wake)
+            self._gate.when_open(self)
             what = "concurrency"
         else:
-            self._gate.offer()
+            self._gate.decline(self)
         self._waiting.pass_on(first, self)
         start = self._clock()
         await self._wait(pause_s)
@@ -303,8 +322,12 @@ class Lane:
 
     async def _serve(self, waiter: Waiter) -> None:
         """Takes the first in line, pays for it and lets it go; puts it back where it can't be sent."""
+        if not self._still_fits(waiter):
+            return
         self._paced_until = max(self._paced_until, self._clock() - CATCH_UP_S) + 1 / self._pace.per_s
         self._waiting.take(waiter, self)
+        # Where it has to wait in order to pay, the slot that it was offered is for who can go first.
+        waits = asyncio.get_running_loop().call_soon(self._gate.decline, self)
         paid: list[str] = []
         entered = False
         with anyio.CancelScope() as scope:
@@ -315,17 +338,27 @@ class Lane:
                 entered = True
             finally:
                 self._serving = None
+                waits.cancel()
+                self._gate.decline(self)
         if entered and not scope.cancel_called and not waiter.turn.done():
             waiter.turn.set_result(self._grant(waiter))
-            self._gate.offer()
             return
         if entered:
             self._gate.leave()
-            self._gate.correct(waiter.need.tokens, 1)
+            self._gate.unpay(waiter.need.tokens)
         for name in paid:
             self.buckets[name].correct(BY_NAME[name].of(waiter.need))
         if not waiter.turn.done():
             self._waiting.put_back(waiter)
+
+    def _still_fits(self, waiter: Waiter) -> bool:
+        """Whether it fits in the limits as of now; if it does in none any more, it is told so."""
+        try:
+            waiter.need = self.fitted(waiter.need)
+        except NeverFits as refusal:
+            self._waiting.reroute(waiter, self, refusal)
+            return False
+        return True
 
     async def _pay(self, need: Need, paid: list[str]) -> None:
         """Pays the lane's own limits; says which."""
@@ -366,7 +399,7 @@ class Lane:
             return "concurrency", wait_s
         if self._pace.per_s < math.inf and now < self._paced_until:
             return ("slow start" if self._pace.searching else "server"), self._paced_until - now
-        return (None, 0.0) if self._gate.has_room else ("slot", math.inf)
+        return (None, 0.0) if self._gate.open_to(self) else ("slot", math.inf)
 
     def _first_wait_s(self, now_s: float) -> float:
         unknown = not self._answered and "rpm" not in self.buckets and not self._gate.knows_requests

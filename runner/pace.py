@@ -14,7 +14,10 @@ Refusals that come there again and again have nothing to do with the rate (an ov
 several): they are left to the cool-down, and the rate is given free for a while.
 
 After a slow_down above a million input tokens a minute the growth is what the API asks for, half as much again in 15
-minutes (its guide to errors).
+minutes (its guide to errors). That is a request and no guess, so nothing contradicts it.
+
+Accepted: a lane that has sent nothing for minutes and is refused at once takes the pause for the server's slowness; the
+cubic makes up for it in a minute or two.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from typing import Final
 
 START_PER_S: Final = 20.0
 ENOUGH_PER_S: Final = 2_000.0
-"""The start is over: one process sends no faster."""
+"""One process sends no faster: a higher rate holds nothing back."""
 BACK_OFF: Final = 0.08
 """The part of what the server bore that is given up."""
 BACK_S: Final = 10.0
@@ -36,8 +39,8 @@ SAVED_S: Final = 1.0
 """A server may have saved up so much of its allowance when it begins to be used."""
 RAMP: Final = math.log(1.5) / 900
 """Growth a second after slow_down."""
-GROWTH_S: Final = 600.0
-"""After this long without a refusal it no longer grows faster."""
+GROWTH_S: Final = 86_400.0
+"""A day without a refusal frees any rate, even FLOOR_PER_S; to reckon with more would overflow a float."""
 MEMORY_S: Final = 10.0
 """What the server bore is remembered this long, in bins of BIN_S."""
 BIN_S: Final = 0.25
@@ -88,19 +91,19 @@ class Pace:
 
     def exceeded(self, wait_s: float, *, gently: bool = False) -> None:
         """Requests were refused; nothing is sent for `wait_s`."""
-        if self._bins and self._clock() >= self._ignore_until_s:
-            self._give_way()
-        # Refused at once: that is no question of the rate either, and waiting is the cool-down's.
+        now = self._clock()
+        if now < self._ignore_until_s and not gently:
+            return
+        # Refused at once, nothing borne: that is no question of the rate either, and waiting is the cool-down's.
+        if self._bins:
+            self._give_way(gently)
         self._gently = gently
-        self._since_s = self._clock() + wait_s
+        self._since_s = now + wait_s
 
-    def _give_way(self) -> None:
-        below = self._failed is not None and self._since_s is not None and self._clock() - self._since_s < self._back_s
-        # Chance lets a long time pass now and then: one that doesn't contradict takes back half of them.
-        self._contradictions = self._contradictions + 1 if below else self._contradictions // 2
+    def _give_way(self, gently: bool) -> None:
+        contradicted = not gently and self._contradicted()
         self._best = max(FADE * self._best, self._throughput())
-        if self._contradictions >= CONTRADICTIONS:
-            self._contradictions = 0
+        if contradicted:
             self._ignore_until_s = self._clock() + IGNORE_S
             self._failed, self._back_s = None, BACK_S
         else:
@@ -109,8 +112,19 @@ class Pace:
             if self._failed is not None:
                 self._back_s = min(2 * self._back_s, MAX_BACK_S)
             self._failed = failed
+            self._ignore_until_s = -math.inf
         self._known = False
         self._bins.clear()
+
+    def _contradicted(self) -> bool:
+        """Whether this refusal, below what was borne, is one too many."""
+        below = self._failed is not None and self._since_s is not None and self._clock() - self._since_s < self._back_s
+        # Chance lets a long time pass now and then: one that doesn't contradict takes back half of them.
+        self._contradictions = self._contradictions + 1 if below else self._contradictions // 2
+        if self._contradictions < CONTRADICTIONS:
+            return False
+        self._contradictions = 0
+        return True
 
     def _throughput(self) -> float:
         """Since the bins were cleared, in requests a second."""
@@ -122,7 +136,7 @@ class Pace:
         now, count, best = self._clock(), 0.0, 0.0
         for start, accepted in reversed(self._bins):
             count += accepted
-            best = max(best, count / (now - start + SAVED_S))
+            best = max(best, count / (max(0.0, now - start) + SAVED_S))
         return best
 
     @property
@@ -132,10 +146,11 @@ class Pace:
             return math.inf
         if self._since_s is None:
             self._since_s = self._clock()
-        elapsed = max(0.0, self._clock() - self._since_s)
+        elapsed = min(max(0.0, self._clock() - self._since_s), GROWTH_S)
         if self._failed is None:
             rate = START_PER_S * 2 ** min(elapsed, 60.0)
-            return rate if rate < ENOUGH_PER_S else math.inf
-        if self._gently:
-            return self._failed * (1 - BACK_OFF) * math.exp(RAMP * elapsed)
-        return self._failed * (1 + BACK_OFF * (min(elapsed, GROWTH_S) / self._back_s - 1) ** 3)
+        elif self._gently:
+            rate = self._failed * (1 - BACK_OFF) * math.exp(RAMP * elapsed)
+        else:
+            rate = self._failed * (1 + BACK_OFF * (elapsed / self._back_s - 1) ** 3)
+        return max(rate, FLOOR_PER_S) if rate < ENOUGH_PER_S else math.inf

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from runner.lanes import Lane
-    from runner.tickets import Need, Ticket
+    from runner.tickets import Need, NeverFits, Ticket
 
 STICKY_S: Final = 10.0
 """How long an attempt waits for the endpoint that has its prompt in the cache, before any other will do."""
@@ -89,11 +89,7 @@ class Queues:
 
     def put(self, need: Need, lanes: tuple[Lane, ...], preferred: Lane | None, avoided: Lane | None) -> Waiter:
         """A new attempt, at the end of its queue."""
-        queue = self._queues.get((lanes, preferred))
-        if queue is None:
-            queue = self._queues[lanes, preferred] = Queue(lanes, preferred)
-            for lane in lanes:
-                lane.queues.append(queue)
+        queue = self._queue(lanes, preferred)
         self._arrived += 1
         turn: asyncio.Future[Ticket] = asyncio.get_running_loop().create_future()
         limited = {lane: lane.limited_s for lane in lanes}
@@ -102,6 +98,14 @@ class Queues:
         self.stir(queue)
         return waiter
 
+    def _queue(self, lanes: tuple[Lane, ...], preferred: Lane | None) -> Queue:
+        queue = self._queues.get((lanes, preferred))
+        if queue is None:
+            queue = self._queues[lanes, preferred] = Queue(lanes, preferred)
+            for lane in lanes:
+                lane.queues.append(queue)
+        return queue
+
     def put_back(self, waiter: Waiter) -> None:
         """An attempt that was taken and couldn't be served: back to its place."""
         waiter.lane = None
@@ -109,6 +113,16 @@ class Queues:
         place = next((i for i, other in enumerate(waiters) if other.nth > waiter.nth), len(waiters))
         waiters.insert(place, waiter)
         self.stir(waiter.queue)
+
+    def reroute(self, waiter: Waiter, lane: Lane, refusal: NeverFits) -> None:
+        """The head of a queue doesn't fit in one of its lanes any more: it is for the others, if there are any."""
+        waiter.queue.waiters.popleft()
+        others = tuple(other for other in waiter.queue.lanes if other is not lane)
+        if not others:
+            waiter.turn.set_exception(refusal)
+            return
+        waiter.queue = self._queue(others, waiter.queue.preferred if waiter.queue.preferred in others else None)
+        self.put_back(waiter)
 
     def take(self, waiter: Waiter, lane: Lane) -> None:
         """The lane takes the head of a queue; whoever is best suited for the next one is woken."""

@@ -3,7 +3,10 @@
 Source: the API's guide to rate limits, section on headers: `x-ratelimit-{limit,remaining,reset}-{requests,tokens}` and
 `…-project-tokens`, resets as Go durations ("20ms", "6m0s", "1h2m") until the bucket is full again. Servers that imitate
 it write plain seconds too, and fill in what they don't know with -1, 0 or nothing: what makes no sense is unknown,
-never zero.
+never zero. So is a limit so low that no service has it: believed, it would stop a run, or refuse every job of it.
+
+An answer may name two limits of tokens, the organisation's and the project's. Both hold, so both are kept, each whole:
+a limit and the reset of another make no window.
 """
 
 from __future__ import annotations
@@ -21,6 +24,13 @@ _WHOLE: Final = re.compile(rf"(?:{_PART.pattern})+")
 
 LONGEST_MINUTE_S: Final = 600.0
 """A window that looks longer than this is no minute, however coarsely the reset was rounded."""
+ROUNDED_S: Final = 1.0
+"""A reset of whole seconds may have been rounded up by as much: of a request that comes back in 20 ms it says 1 s."""
+LEAST_REQUESTS: Final = 1.0
+"""A lower limit of requests is unknown. One a minute is what the smallest deployments of slow models have."""
+LEAST_TOKENS: Final = 1_000.0
+"""A lower limit of tokens is unknown. A thousand a minute is the smallest deployment that Azure sells, and a usual job;
+if a server means less, its 429s will say so."""
 
 
 class Allowance(NamedTuple):
@@ -38,7 +48,8 @@ class Allowance(NamedTuple):
         """
         if self.limit is None or self.remaining is None or self.reset_s is None or self.remaining >= self.limit:
             return self.limit
-        window_s = self.reset_s * self.limit / (self.limit - self.remaining)
+        reset_s = self.reset_s if self.reset_s % 1 else max(0.0, self.reset_s - ROUNDED_S)
+        window_s = reset_s * self.limit / (self.limit - self.remaining)
         return self.limit if window_s <= LONGEST_MINUTE_S else None
 
 
@@ -46,7 +57,8 @@ class RateLimits(NamedTuple):
     """What one answer says."""
 
     requests: Allowance = Allowance()
-    tokens: Allowance = Allowance()
+    tokens: Allowance = Allowance()  # the lower one, where two are named
+    more_tokens: Allowance = Allowance()  # …and the other: a higher limit, but there may be less left of it
 
 
 UNKNOWN: Final = RateLimits()
@@ -59,9 +71,9 @@ def of_raw(headers: Iterable[tuple[bytes, bytes]]) -> RateLimits:
 
 
 def read(headers: Mapping[str, str]) -> RateLimits:
-    """Reads the headers of an answer; of tokens and project-tokens the tighter one counts."""
-    tokens, project = _allowance(headers, "tokens"), _allowance(headers, "project-tokens")
-    return RateLimits(_allowance(headers, "requests"), _tighter(tokens, project))
+    """Reads the headers of an answer."""
+    tokens = (_allowance(headers, kind, LEAST_TOKENS) for kind in ("tokens", "project-tokens"))
+    return RateLimits(_allowance(headers, "requests", LEAST_REQUESTS), *sorted(tokens, key=_tightness))
 
 
 def go_duration(text: str | None) -> float | None:
@@ -79,21 +91,20 @@ def go_duration(text: str | None) -> float | None:
     return seconds if 0 <= seconds <= MAX_RESET_S else None
 
 
-def _allowance(headers: Mapping[str, str], what: str) -> Allowance:
+def _allowance(headers: Mapping[str, str], what: str, least: float) -> Allowance:
     limit = _number(headers.get(f"x-ratelimit-limit-{what}"))
     remaining = _number(headers.get(f"x-ratelimit-remaining-{what}"))
     return Allowance(
-        limit if 0 < limit <= MAX_HEADER_LIMIT else None,
+        limit if least <= limit <= MAX_HEADER_LIMIT else None,
         remaining if 0 <= remaining <= MAX_HEADER_LIMIT else None,
         go_duration(headers.get(f"x-ratelimit-reset-{what}")),
     )
 
 
-def _tighter(one: Allowance, other: Allowance) -> Allowance:
-    """The limit that is lower, and of what remains the lesser."""
-    limit = min((a.limit for a in (one, other) if a.limit is not None), default=None)
-    closer = min((a for a in (one, other) if a.remaining is not None), key=lambda a: a.remaining or 0.0, default=one)
-    return Allowance(limit, closer.remaining, closer.reset_s)
+def _tightness(one: Allowance) -> tuple[float, float]:
+    """The lower limit of a minute comes first; of equal or unknown ones that of which less remains."""
+    limit, remaining = one.per_minute, one.remaining
+    return math.inf if limit is None else limit, math.inf if remaining is None else remaining
 
 
 def _number(text: str | None) -> float:

@@ -250,6 +250,36 @@ def test_models_at_one_endpoint_take_turns_at_its_slots():
     in_gate(body, concurrency=2)
 
 
+def test_a_waiting_job_learns_that_it_never_fits_but_not_from_one_header_alone():
+    low = RateLimits(tokens=Allowance(1000.0))
+
+    async def body(gate):
+        refused = []
+
+        async def big():
+            try:
+                ticket = await gate.acquire(5000)
+                gate.admission.release(ticket)
+            except NeverFits as error:
+                refused.append(str(error))
+
+        ticket = await gate.acquire()
+        gate.admission.answered(ticket, low)
+        gate.admission.release(ticket)
+        with anyio.move_on_after(1):
+            await gate.acquire(5000)
+        assert refused == []
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(big)
+            await anyio.sleep(1)
+            for _ in range(2):
+                gate.admission.answered(ticket, low)
+            await anyio.sleep(1)
+            assert refused == ["needs about 5000 tokens, and the limit is 1000 a minute"]
+
+    in_gate(body)
+
+
 def test_after_a_429_one_probe_goes_and_then_the_rest():
     async def body(gate):
         await gate.cool_down(20.0)

@@ -84,6 +84,7 @@ def in_pool(body, **kwargs):
             pool.admission.close()
         assert (statistics.in_flight, statistics.waiting) == (0, 0)
         assert all(each.gate.in_flight == 0 for each in pool.endpoints.values())
+        assert not any(each.gate._offered or each.gate._lanes for each in pool.endpoints.values())
         return pool
 
     return run_virtual(main)
@@ -118,6 +119,7 @@ def test_all_that_the_limits_of_all_endpoints_allow_is_used():
 def test_the_slots_of_an_endpoint_and_of_the_run_are_kept_and_used():
     async def body(pool):
         async def watch():
+            await anyio.sleep(0.1)  # in between: jobs end at whole seconds
             while True:
                 busy = {name: each.gate.in_flight for name, each in pool.endpoints.items()}
                 seen.append((busy["a"], busy["b"], sum(busy.values())))

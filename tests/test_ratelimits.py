@@ -67,18 +67,53 @@ def test_the_headers_of_the_api_are_read():
     assert found == RateLimits(Allowance(500, 499, 0.12), Allowance(30_000, 29_000, 2.0))
 
 
-def test_of_tokens_and_project_tokens_the_tighter_counts():
-    found = read(
-        {
-            "x-ratelimit-limit-tokens": "30000",
-            "x-ratelimit-remaining-tokens": "29000",
-            "x-ratelimit-reset-tokens": "2s",
-            "x-ratelimit-limit-project-tokens": "50000",
-            "x-ratelimit-remaining-project-tokens": "100",
-            "x-ratelimit-reset-project-tokens": "60s",
-        }
-    )
-    assert found.tokens == Allowance(30_000, 100, 60.0)
+def named(what, allowance):
+    return {
+        f"x-ratelimit-{part}-{what}": text
+        for part, text in zip(("limit", "remaining", "reset"), allowance, strict=True)
+    }
+
+
+LOW = ("30000", "29000", "2s"), Allowance(30_000, 29_000, 2.0)
+HIGH = ("1000000", "28000", "58s"), Allowance(1_000_000, 28_000, 58.0)
+EQUAL = ("30000", "100", "59.8s"), Allowance(30_000, 100, 59.8)
+DAILY = ("20000", "19000", "1h12m"), Allowance(20_000, 19_000, 4_320.0)
+
+
+@pytest.mark.parametrize("kinds", [("tokens", "project-tokens"), ("project-tokens", "tokens")])
+@pytest.mark.parametrize(("first", "second"), [(LOW, HIGH), (EQUAL, LOW), (HIGH, DAILY), (LOW, DAILY)])
+def test_of_tokens_and_project_tokens_both_are_kept_whole_and_the_lower_comes_first(kinds, first, second):
+    found = read(named(kinds[0], first[0]) | named(kinds[1], second[0]))
+    assert (found.tokens, found.more_tokens) == (first[1], second[1])
+
+
+@given(*[st.tuples(st.integers(1, 10**7), st.integers(0, 10**7), st.integers(0, 600))] * 2)
+def test_no_limit_is_made_of_two(one, other):
+    sources = [
+        Allowance(limit if limit >= 1_000 else None, float(left), float(reset)) for limit, left, reset in (one, other)
+    ]
+    found = read(named("tokens", map(str, one)) | named("project-tokens", map(str, other)))
+    assert sorted([found.tokens, found.more_tokens], key=str) == sorted(sources, key=str)
+    limits = [allowance.per_minute for allowance in sources if allowance.per_minute is not None]
+    assert found.tokens.per_minute == min(limits, default=None)
+
+
+@pytest.mark.parametrize("text", ["0.999", "0.001", "1e-323", "5e-324"])
+def test_a_limit_of_less_than_a_request_a_minute_is_unknown(text):
+    assert read({"x-ratelimit-limit-requests": text}).requests.per_minute is None
+
+
+@pytest.mark.parametrize("what", ["tokens", "project-tokens"])
+@pytest.mark.parametrize("text", ["10", "1", "999", "0.001", "1e-323"])
+def test_a_limit_of_next_to_no_tokens_is_unknown(what, text):
+    found = read({f"x-ratelimit-limit-{what}": text, f"x-ratelimit-remaining-{what}": "0"})
+    assert found.tokens.per_minute is None
+    assert found.more_tokens.per_minute is None
+
+
+def test_the_lowest_limits_that_are_sold_are_believed():
+    found = read({"x-ratelimit-limit-requests": "1", "x-ratelimit-limit-tokens": "1000"})
+    assert (found.requests.per_minute, found.tokens.per_minute) == (1, 1_000)
 
 
 @pytest.mark.parametrize("text", ["-1", "0", "", "unlimited", "nan", "inf", "1e30"])
@@ -103,6 +138,8 @@ def test_without_headers_all_is_unknown():
         (Allowance(600), 600),
         (Allowance(10_000, 9_999, 8.64), None),  # a day's: 86,400 s / 10,000
         (Allowance(200, 0, 7_200.0), None),
+        (Allowance(30_000, 29_990, 1.0), 30_000),  # 20 ms, rounded up to a second
+        (Allowance(1_000, 999, 86.0), None),  # a day's, rounded
         (Allowance(), None),
     ],
 )

@@ -1,0 +1,281 @@
+from __future__ import annotations
+
+import itertools
+import math
+import random
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from runner.pace import (
+    BACK_OFF,
+    BACK_S,
+    CONTRADICTIONS,
+    ENOUGH_PER_S,
+    FLOOR_PER_S,
+    IGNORE_S,
+    LEAST,
+    MAX_BACK_S,
+    MEMORY_S,
+    START_PER_S,
+    Pace,
+)
+
+
+class Clock:
+    """One that is set."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def new_pace() -> tuple[Pace, Clock]:
+    clock = Clock()
+    pace = Pace(clock)
+    assert pace.per_s == START_PER_S  # the start begins when it is first asked
+    return pace, clock
+
+
+def bear(pace: Pace, clock: Clock, per_s: float, seconds: float) -> None:
+    """The server accepts so many requests a second for a while."""
+    for _ in range(round(per_s * seconds)):
+        clock.now += 1 / per_s
+        pace.bore()
+
+
+def refused(per_s: float = 50.0) -> tuple[Pace, Clock]:
+    """A pace that a server of that rate has refused once."""
+    pace, clock = new_pace()
+    bear(pace, clock, per_s, MEMORY_S)
+    pace.exceeded(0)
+    return pace, clock
+
+
+# ── The start ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_start_doubles_every_second_until_one_process_sends_no_faster():
+    pace, clock = new_pace()
+    for second in range(6):
+        clock.now = float(second)
+        assert pace.per_s == START_PER_S * 2**second
+    clock.now = math.log2(ENOUGH_PER_S / START_PER_S) + 1e-6
+    assert pace.per_s == math.inf
+    assert pace.searching
+
+
+def test_limits_that_are_known_need_no_pace_until_they_are_refused():
+    pace, clock = new_pace()
+    pace.know()
+    assert pace.per_s == math.inf
+    bear(pace, clock, 50, 10)
+    pace.exceeded(0)
+    assert pace.per_s < 50
+
+
+def test_a_refusal_before_anything_was_borne_starts_again():
+    pace, clock = new_pace()
+    clock.now = 5.0
+    pace.exceeded(2.0)
+    assert pace.per_s == START_PER_S
+    clock.now = 8.0
+    assert pace.per_s == 2 * START_PER_S
+    assert pace.searching
+
+
+# ── After a refusal ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("per_s", [1, 10, 50, 500])
+def test_a_refusal_backs_off_to_what_was_borne(per_s):
+    """A lower bound, short by the second's worth that the server may have saved up, and no more."""
+    pace, clock = new_pace()
+    bear(pace, clock, per_s, MEMORY_S)
+    pace.exceeded(0)
+    assert not pace.searching
+    failed = pace.per_s / (1 - BACK_OFF)
+    assert 0.99 * MEMORY_S / (MEMORY_S + 1) <= failed / per_s <= 1.01
+
+
+def test_nothing_is_gained_while_nothing_is_sent():
+    pace, clock = new_pace()
+    bear(pace, clock, 50, 10)
+    pace.exceeded(30.0)
+    low = pace.per_s
+    clock.now += 30.0
+    assert pace.per_s == low
+    clock.now += 1.0
+    assert pace.per_s > low
+
+
+def test_it_comes_back_along_a_cubic():
+    """Quickly at first, hardly at all about the rate that failed, then ever faster."""
+    pace, clock = refused()
+    start, rates = clock.now, []
+    for tenth in range(31):
+        clock.now = start + tenth * BACK_S / 10
+        rates.append(pace.per_s)
+    failed = rates[10]
+    assert rates[0] == pytest.approx((1 - BACK_OFF) * failed)
+    steps = [later - earlier for earlier, later in itertools.pairwise(rates)]
+    assert all(step >= 0 for step in steps)
+    assert steps[0] > 50 * steps[9]
+    assert steps[29] > steps[20] > steps[11]
+    assert rates[20] == pytest.approx((1 + BACK_OFF) * failed)
+
+
+def test_every_refusal_makes_the_way_back_longer_up_to_a_bound():
+    pace, clock = refused()
+    took = []
+    for _ in range(4):
+        bear(pace, clock, 50, 200)  # no contradiction: it comes after the way back
+        pace.exceeded(0)
+        low, start = pace.per_s, clock.now
+        while pace.per_s < low / (1 - BACK_OFF) * (1 - 1e-9):
+            clock.now += 0.5
+        took.append(clock.now - start)
+    assert took == pytest.approx([2 * BACK_S, MAX_BACK_S, MAX_BACK_S, MAX_BACK_S], abs=0.6)
+
+
+def test_the_rate_stays_above_a_part_of_the_best_throughput():
+    pace, clock = refused(100)
+    clock.now += 60
+    pace.bore()
+    clock.now += 60  # a single one in two minutes
+    pace.exceeded(0)
+    assert pace.per_s >= (1 - BACK_OFF) * LEAST * 0.8 * 90
+
+
+@pytest.mark.parametrize("failed", [FLOOR_PER_S, 1.0, 100.0])
+def test_a_limit_that_has_risen_is_used_however_low_it_was(failed):
+    """Also one that had gone down to the floor: the way up must not end before it is of no account."""
+    pace, clock = new_pace()
+    bear(pace, clock, failed, max(MEMORY_S, 3 / failed))
+    pace.exceeded(0)
+    clock.now += 2 * 3_600
+    assert pace.per_s == math.inf
+
+
+# ── Refusals that the rate has no part in ────────────────────────────────────────────────────────────────────────────
+
+
+def contradict(pace: Pace, clock: Clock, times: int) -> None:
+    for _ in range(times):
+        bear(pace, clock, 10, 1)
+        pace.exceeded(0)
+
+
+def test_refusals_below_what_was_borne_free_the_rate_for_a_while():
+    pace, clock = refused()
+    contradict(pace, clock, CONTRADICTIONS - 1)
+    assert pace.per_s < 50
+    contradict(pace, clock, 1)
+    assert pace.per_s == math.inf
+    clock.now += IGNORE_S - 1
+    bear(pace, clock, 10, 0.5)
+    pace.exceeded(0)
+    assert pace.per_s == math.inf
+
+
+def test_when_the_while_is_over_the_rate_does_not_start_from_nothing():
+    pace, clock = refused()
+    contradict(pace, clock, CONTRADICTIONS)
+    bear(pace, clock, 50, IGNORE_S - 0.5)
+    pace.exceeded(0)
+    clock.now += 1
+    assert pace.per_s == math.inf
+    bear(pace, clock, 50, MEMORY_S)
+    pace.exceeded(0)
+    assert 40 < pace.per_s < 50
+
+
+def test_a_refusal_after_a_long_time_is_no_contradiction():
+    pace, clock = refused()
+    for _ in range(3 * CONTRADICTIONS):
+        bear(pace, clock, 50, 2 * MAX_BACK_S)
+        pace.exceeded(0)
+        assert pace.per_s < 55
+
+
+# ── A slow ramp ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("ignoring", [False, True])
+def test_after_a_slow_down_it_grows_by_half_in_15_minutes_and_no_faster(ignoring):
+    """A slow_down is a request and no guess: nothing contradicts it, not even where other refusals were ignored."""
+    pace, clock = refused()
+    if ignoring:
+        contradict(pace, clock, CONTRADICTIONS)
+        assert pace.per_s == math.inf
+    for _ in range(2 * CONTRADICTIONS):
+        bear(pace, clock, 40, MEMORY_S)
+        pace.exceeded(1.0, gently=True)
+        assert pace.per_s < 50
+    clock.now += 1.0
+    start, low = clock.now, pace.per_s
+    for minute in range(60):
+        clock.now = start + 60 * minute
+        assert pace.per_s == pytest.approx(low * 1.5 ** (minute / 15))
+
+
+def test_an_ordinary_refusal_ends_the_slow_ramp():
+    pace, clock = refused()
+    bear(pace, clock, 40, 10)
+    pace.exceeded(0, gently=True)
+    bear(pace, clock, 40, 60)
+    pace.exceeded(0)
+    low = pace.per_s
+    clock.now += 200
+    assert pace.per_s > 2 * low
+
+
+# ── Extremes ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+PAUSES = st.one_of(
+    st.sampled_from([0.0, 1e-9, 0.1, 1.0, 10.0, 600.0, 86_400.0, 1e6, 1e9, 1e15, 1e300, -1.0, -100.0]),
+    st.floats(0, 1e4),
+)
+WAITS = st.one_of(st.sampled_from([0.0, 1.0, 60.0, 3_600.0, -1.0, 1e300, math.inf, math.nan]), st.floats(0, 1e4))
+STEP = st.one_of(
+    st.tuples(st.just("pause"), PAUSES),
+    st.tuples(st.just("bore"), st.integers(1, 1_000)),
+    st.tuples(st.just("exceeded"), WAITS),
+    st.tuples(st.just("gently"), WAITS),
+    st.tuples(st.just("know"), st.none()),
+)
+
+
+@given(st.lists(STEP, max_size=40))
+@example([("bore", 1), ("gently", 0.0), ("pause", 1e9)])
+@example([("bore", 1), ("exceeded", 0.0), ("pause", 1e300)])
+@example([("bore", 1), ("pause", -1.0), ("exceeded", 0.0)])
+@example([("bore", 1), ("pause", 1e9), ("exceeded", 0.0)])
+def test_the_rate_is_between_the_floor_and_infinity_whatever_happens(steps):
+    clock = Clock()
+    pace = Pace(clock)
+    for what, value in steps:
+        if what == "pause":
+            clock.now += value
+        elif what == "bore":
+            for _ in range(value):
+                pace.bore()
+        elif what == "know":
+            pace.know()
+        else:
+            pace.exceeded(value, gently=what == "gently")
+        assert FLOOR_PER_S <= pace.per_s <= math.inf
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_is_remembered_does_not_grow(seed):
+    print("seed", seed)
+    rng = random.Random(seed)
+    pace, clock = new_pace()
+    for _ in range(20_000):
+        clock.now += rng.expovariate(100)
+        pace.bore()
+    assert len(pace._bins) <= MEMORY_S / 0.25 + 2
