@@ -1,27 +1,33 @@
-"""The door before every attempt: which lane a job stands in, and what is known of all of them.
+"""The door before every attempt: which endpoint takes it, when, and what is known of all of them.
 
-A lane is one limit group (`lanes`): the jobs of one model, or of the models that one entry of the configured limits
-covers. All lanes share one gate (`gate`): concurrency, and the limits that the user gave for the whole run.
+A lane is one limit group at one endpoint (`lanes`): the jobs of one model, or of the models that one entry of the
+configured limits covers. Attempts wait in `queues`, one for each set of lanes that can take them. The lanes of an
+endpoint share its gate (`gate`): concurrency and limits of the endpoint; with several endpoints a gate round theirs has
+what holds for the whole run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import anyio
 from anyio.abc import TaskGroup
 
 from runner.buckets import Bucket
 from runner.concurrency import Concurrency
+from runner.endpoints import Endpoint, favourite
+from runner.faults import Fault
 from runner.gate import Gate
 from runner.lanes import Lane
 from runner.limits import MAX_LANES
 from runner.outcome import Usage
+from runner.queues import Queues, Waiter
 from runner.ratelimits import RateLimits
 from runner.settings import ModelLimits, limits_of
-from runner.tickets import AdmissionClosed, Need, NeverFits, Ticket
+from runner.tickets import AdmissionClosed, AllDisabled, Need, NeverFits, NotServed, Ticket
 
 
 class AdmissionStatistics(NamedTuple):
@@ -31,68 +37,98 @@ class AdmissionStatistics(NamedTuple):
     in_flight: int = 0  # attempts admitted and not released
     limit: int = 0  # slots as of now
     cooldown_remaining_s: float = 0.0  # the longest of the lanes'; 0 when there is none
-    rpm_allowed: float | None = None  # for the whole run, else the sum of the lanes' limits; None: unknown
+    rpm_allowed: float | None = None  # for the whole run, else the sum of what is known; None: not all of it is
     rpm_used: float = 0.0  # in the last 60 s
     tpm_allowed: float | None = None
     tpm_used: float = 0.0  # in the last 60 s, net of refunds
     blocked_s: Mapping[str, float] = MappingProxyType({})  # how long the first in line waited, by what for
+    endpoints: Mapping[str, Mapping[str, Any]] = MappingProxyType({})  # of several: state, requests, in_flight
 
 
 class Admission:
     """See the module. All methods are for one event loop."""
 
-    def __init__(
-        self,
+    def __init__(self, endpoints: Sequence[Endpoint], *, clock: Callable[[], float], whole: Gate | None = None) -> None:
+        """`whole` is the gate round those of several endpoints; one endpoint's own gate is all there is."""
+        self._clock = clock
+        self._endpoints = {endpoint.name: endpoint for endpoint in endpoints}
+        self._whole = whole or endpoints[0].gate
+        self._queues = Queues(clock)
+        self._routes: dict[str | None, tuple[Lane, ...]] = {}
+        self._waiting: set[Waiter] = set()
+        self._tasks: TaskGroup | None = None
+        self._ended = anyio.Event()
+
+    @classmethod
+    def of_one(
+        cls,
         *,
         rpm: float | None,
         tpm: float | None,
         concurrency: Concurrency,
         clock: Callable[[], float],
         limits: Mapping[str, ModelLimits] | None = None,
-    ) -> None:
-        self._clock = clock
-        self._limits = limits or {}
-        self._gate = Gate(rpm=rpm, tpm=tpm, concurrency=concurrency, clock=clock)
-        self._lanes: dict[str, Lane] = {}
-        self._waiting = 0
-        self._tasks: TaskGroup | None = None
-        self._ended = anyio.Event()
+        name: str = "endpoint",
+    ) -> Admission:
+        """For a single endpoint."""
+        gate = Gate(rpm=rpm, tpm=tpm, concurrency=concurrency, clock=clock)
+        return cls([Endpoint(name, gate, limits or {})], clock=clock)
 
     async def run(self) -> None:
         """Admits until closed."""
         async with anyio.create_task_group() as tasks:
             self._tasks = tasks
-            for lane in self._lanes.values():
+            for lane in self._lanes():
                 tasks.start_soon(lane.run)
             await self._ended.wait()
+            tasks.cancel_scope.cancel()
 
     # ── For workers ──────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def acquire(self, model: str | None, need: Need) -> Ticket:
-        """Waits for this attempt's turn.
+    async def acquire(
+        self, model: str | None, need: Need, *, key: str | None = None, avoid: Endpoint | None = None
+    ) -> Ticket:
+        """Waits for this attempt's turn. `key`: attempts with the same one go to the same endpoint, if it can be.
+
+        `avoid` is where the attempt before failed: another is taken, if one is as free.
 
         Raises:
             NeverFits: it needs more than a whole window's allowance.
+            NotServed: no endpoint serves the model.
+            AllDisabled: none of those that serve it can be used any more.
             AdmissionClosed: the run drains.
         """
-        if self._gate.closed:
+        if self._ended.is_set():
             raise AdmissionClosed
-        lane = self._lane(model)
-        lane.refuse_what_never_fits(need)
-        if self._gate.tokens is not None and need.tokens > self._gate.tokens.per_minute:
-            limit = self._gate.tokens.per_minute
-            raise NeverFits(f"needs about {need.tokens} tokens, and the limit is {limit:g} a minute")
-        self._waiting += 1
+        lanes, need = _fitting(self._usable(model), need)
+        waiter = self._queues.put(need, lanes, _preferred(lanes, key), _lane_of(lanes, avoid))
+        self._waiting.add(waiter)
         try:
-            return await lane.acquire(need)
+            return await waiter.turn
+        except asyncio.CancelledError:
+            self._give_up(waiter)
+            raise
         finally:
-            self._waiting -= 1
+            self._waiting.discard(waiter)
+
+    def _give_up(self, waiter: Waiter) -> None:
+        """Its job was cancelled. In a queue it stays until its turn comes, and is passed over then."""
+        turn = waiter.turn
+        if turn.done() and not turn.cancelled() and turn.exception() is None:
+            # Granted and cancelled in the same step of the loop.
+            self.settle(turn.result(), Usage(0, 0))
+            self.release(turn.result())
+            return
+        turn.cancel()
+        if waiter.lane is not None:
+            waiter.lane.abandon()
 
     def answered(self, ticket: Ticket, said: RateLimits) -> None:
         """An answer came with a good status and these headers."""
-        self._gate.concurrency.answered(self._gate.in_flight, self._clock())
+        gate = ticket.endpoint.gate
+        gate.concurrency.answered(gate.in_flight, self._clock())
         ticket.lane.answered(ticket, said)
-        self._gate.wake()
+        gate.wake()
 
     def throttled(self, ticket: Ticket, said: RateLimits, wait_s: float | None, *, ramp: bool = False) -> None:
         """An answer asked everybody to slow down; `wait_s` is the server's advice, a floor.
@@ -100,11 +136,43 @@ class Admission:
         `ramp`: it asked for slow growth (slow_down).
         """
         if ticket.lane.throttled(ticket, said, wait_s, ramp=ramp):
-            self._gate.concurrency.throttled(self._clock())
+            ticket.endpoint.gate.concurrency.throttled(self._clock())
 
-    def received(self, chunks: int = 1) -> None:
+    def received(self, ticket: Ticket, chunks: int = 1) -> None:
         """So many chunks (or tokens of a whole answer) arrived: what adaptive concurrency measures."""
-        self._gate.concurrency.work += chunks
+        ticket.endpoint.gate.concurrency.work += chunks
+        if not ticket.accepted:
+            ticket.lane.accepted(ticket)
+
+    def concluded(self, ticket: Ticket, fault: Fault | None) -> None:
+        """How the attempt ended: what decides whether its endpoint works, where there are others."""
+        if len(self._endpoints) == 1:
+            return
+        breaker, changed = ticket.endpoint.breaker, False
+        if fault is None:
+            changed = breaker.succeeded(ticket)
+        elif fault.retry and not fault.row.throttle and fault.row.whose in ("server", "network"):
+            changed = breaker.failed(ticket, self._clock())
+        if changed:
+            self._stir(ticket.endpoint)
+
+    def disable(self, endpoint: Endpoint, fault: Fault, model: str | None) -> bool:
+        """Nothing more is sent there; False if that leaves none for the model.
+
+        Who waits for nothing else gets AllDisabled.
+        """
+        endpoint.fault = fault
+        self._stir(endpoint)
+        for waiter in self._waiting:
+            if all(lane.endpoint.disabled for lane in waiter.queue.lanes) and not waiter.turn.done():
+                waiter.turn.set_exception(AllDisabled(fault))
+        return any(not lane.endpoint.disabled for lane in self._routes.get(model, ()))
+
+    def _stir(self, endpoint: Endpoint) -> None:
+        for lane in endpoint.lanes.values():
+            if endpoint.state != "ok":
+                lane.abandon()
+            self._queues.stir_all(lane)
 
     def settle(self, ticket: Ticket, used: Usage | None) -> None:
         """Gives back what was reserved beyond the real usage, or takes what is missing. None: the estimate stands."""
@@ -113,52 +181,120 @@ class Admission:
     def release(self, ticket: Ticket) -> None:
         """Frees the slot; the second time it does nothing."""
         ticket.lane.release(ticket)
+        if not ticket.endpoint.breaker.closed:
+            ticket.endpoint.breaker.ended(ticket)
+            self._queues.stir_all(ticket.lane)
 
     def close(self) -> None:
         """Nobody is admitted any more; those who wait get AdmissionClosed, and `run` returns."""
-        self._gate.close()
-        for lane in self._lanes.values():
-            lane.close()
         self._ended.set()
+        for waiter in self._waiting:
+            if not waiter.turn.done():
+                waiter.turn.set_exception(AdmissionClosed())
 
     # ── Lanes ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _lane(self, model: str | None) -> Lane:
-        name, limits = limits_of(model, self._limits)
-        lane = self._lanes.get(name)
+    def _lanes(self) -> list[Lane]:
+        return [lane for endpoint in self._endpoints.values() for lane in endpoint.lanes.values()]
+
+    def _usable(self, model: str | None) -> tuple[Lane, ...]:
+        """The lanes for a model, one of each endpoint that serves it and isn't disabled."""
+        route = self._routes.get(model)
+        if route is None:
+            route = tuple(self._lane(each, model) for each in self._endpoints.values() if each.serves(model))
+            if len(self._routes) < MAX_LANES:
+                self._routes[model] = route
+        if not route:
+            raise NotServed(f"no endpoint serves the model {model}" if model else "no endpoint serves unnamed models")
+        usable = tuple(lane for lane in route if not lane.endpoint.disabled)
+        if not usable:
+            raise AllDisabled(next(lane.endpoint.fault for lane in reversed(route) if lane.endpoint.fault is not None))
+        return usable
+
+    def _lane(self, endpoint: Endpoint, model: str | None) -> Lane:
+        name, limits = limits_of(model, endpoint.limits)
+        lane = endpoint.lanes.get(name)
         if lane is None:
-            if len(self._lanes) >= MAX_LANES:
-                return next(iter(self._lanes.values()))
-            lane = self._lanes[name] = Lane(name, limits, self._gate, self._clock)
+            if len(endpoint.lanes) >= MAX_LANES:
+                return next(iter(endpoint.lanes.values()))
+            lane = endpoint.lanes[name] = Lane(name, limits, endpoint, self._queues, self._clock)
             if self._tasks is not None:
                 self._tasks.start_soon(lane.run)
         return lane
 
+    @property
+    def usable(self) -> bool:
+        """Whether any endpoint can be used."""
+        return not all(endpoint.disabled for endpoint in self._endpoints.values())
+
     # ── Statistics ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def room_for_others(self) -> bool:
+        """Whether slots are free that attempts in other queues than those that wait could use."""
+        return self._whole.has_room and self._queues.one_is_idle
 
     def statistics(self) -> AdmissionStatistics:
         """A snapshot."""
         now = self._clock()
-        rpm_allowed, rpm_used = self._use(self._gate.requests, "rpm")
-        tpm_allowed, tpm_used = self._use(self._gate.tokens, "tpm")
+        endpoints = self._endpoints.values()
+        rpm_allowed, rpm_used = self._use("rpm")
+        tpm_allowed, tpm_used = self._use("tpm")
+        several = endpoints if len(endpoints) > 1 else ()
         return AdmissionStatistics(
-            waiting=self._waiting,
-            in_flight=sum(lane.in_flight for lane in self._lanes.values()),
-            limit=self._gate.concurrency.limit,
-            cooldown_remaining_s=max([0.0, *(lane.cool_until - now for lane in self._lanes.values())]),
+            waiting=len(self._waiting),
+            in_flight=self._whole.in_flight,
+            limit=min(self._whole.concurrency.limit, sum(each.gate.concurrency.limit for each in endpoints)),
+            cooldown_remaining_s=max([0.0, *(lane.cool_until - now for lane in self._lanes())]),
             rpm_allowed=rpm_allowed,
             rpm_used=rpm_used,
             tpm_allowed=tpm_allowed,
             tpm_used=tpm_used,
-            blocked_s=dict(self._gate.blocked),
+            blocked_s=dict(self._whole.blocked),
+            endpoints={
+                each.name: {"state": each.state, "requests": each.admitted, "in_flight": each.gate.in_flight}
+                for each in several
+            },
         )
 
-    def _use(self, whole: Bucket | None, name: str) -> tuple[float | None, float]:
-        """What is allowed a minute, and what was used in the last."""
+    def _use(self, name: str) -> tuple[float | None, float]:
+        """What is allowed a minute, and what was used in the last: of the run, else of the endpoints, else of lanes."""
+        whole = self._whole.bucket(name)
         if whole is not None:
             return whole.per_minute, whole.used
-        buckets = [lane.buckets.get(name) for lane in self._lanes.values()]
-        known = [bucket for bucket in buckets if isinstance(bucket, Bucket)]
-        if not known or len(known) < len(buckets):
-            return None, sum(bucket.used for bucket in known)
-        return sum(bucket.per_minute for bucket in known), sum(bucket.used for bucket in known)
+        found: list[Bucket | None] = []
+        for endpoint in self._endpoints.values():
+            own = endpoint.gate.bucket(name)
+            lanes = [lane.buckets.get(name) for lane in endpoint.lanes.values()]
+            found += [own] if own is not None else [each if isinstance(each, Bucket) else None for each in lanes]
+        known = [bucket for bucket in found if bucket is not None]
+        used = sum(bucket.used for bucket in known)
+        return (sum(bucket.per_minute for bucket in known) if known and len(known) == len(found) else None), used
+
+
+def _fitting(lanes: tuple[Lane, ...], need: Need) -> tuple[tuple[Lane, ...], Need]:
+    """The lanes whose limits an attempt fits in, and what it reserves in all of them."""
+    needs: dict[Lane, Need] = {}
+    refusal: NeverFits | None = None
+    for lane in lanes:
+        try:
+            needs[lane] = lane.fitted(need)
+        except NeverFits as error:
+            refusal = error
+    if not needs:
+        assert refusal is not None
+        raise refusal
+    # A guess is cut for the narrower ones only where it fits in none as it is.
+    most = max(needs.values(), key=lambda each: each.tokens)
+    return tuple(lane for lane in lanes if needs.get(lane) == most), most
+
+
+def _preferred(lanes: tuple[Lane, ...], key: str | None) -> Lane | None:
+    if key is None or len(lanes) == 1:
+        return None
+    name = favourite(key, (lane.endpoint.name for lane in lanes))
+    return next(lane for lane in lanes if lane.endpoint.name == name)
+
+
+def _lane_of(lanes: tuple[Lane, ...], endpoint: Endpoint | None) -> Lane | None:
+    return next((lane for lane in lanes if lane.endpoint is endpoint), None)

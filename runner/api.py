@@ -15,7 +15,7 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import anyio
 import anyio.to_thread
@@ -26,22 +26,26 @@ from runner.admission import Admission, AdmissionStatistics
 from runner.client import Client
 from runner.concurrency import AdaptiveConcurrency, Concurrency, FixedConcurrency
 from runner.drain import Drain, Reason
+from runner.endpoints import Endpoint
 from runner.errors import DamagedOutputError, RunnerError, UsageError
 from runner.files import OsFiles
 from runner.folder import LOG, SUMMARY, Folder, held, open_folder, write_summary
+from runner.gate import Gate
 from runner.journal import Journal
+from runner.limits import MAX_CONCURRENCY
 from runner.logs import log_to
 from runner.metrics import RunMetrics
 from runner.pipeline import Pipeline
 from runner.plan import Plan
+from runner.primers import Primers
 from runner.progress import Echo, live_view
 from runner.recovery import RESULTS
 from runner.redact import Redactor
 from runner.reservation import Reservation
-from runner.settings import Settings
+from runner.settings import EndpointSettings, Settings
 from runner.signals import hangup_ignored
 from runner.source import check_readable
-from runner.target import Target, resolve
+from runner.target import Target, resolve, simulated
 from runner.terminal import stream_may_be_gone
 from runner.worker import Bench
 
@@ -109,17 +113,17 @@ async def run_plan(plan: Plan, *, handle_signals: bool = True) -> Result:
     resources.raise_descriptor_limit()
     check_readable(plan.paths)
     try:
-        async with _target(plan) as target:
-            redactor = Redactor([target.api_key, *_secrets_of_environment()])
+        async with _targets(plan) as targets:
+            redactor = Redactor([*(target.api_key for target in targets), *_secrets_of_environment()])
             with held(plan) as fs, log_to(plan.out / LOG, plan.settings.log_level, redactor):
                 folder = await open_folder(fs, plan)
-                return await _Run(plan, folder, target, redactor).run(handle_signals=handle_signals)
+                return await _Run(plan, folder, targets, redactor).run(handle_signals=handle_signals)
     except BaseExceptionGroup as group:
         raise _first_of_ours(group) from None
 
 
 @asynccontextmanager
-async def _target(plan: Plan) -> AsyncIterator[Target]:
+async def _targets(plan: Plan) -> AsyncIterator[list[Target]]:
     """Where to send: a simulator that is started for this run, or what the settings name."""
     if plan.simulate is None:
         yield resolve(plan.settings)
@@ -127,7 +131,7 @@ async def _target(plan: Plan) -> AsyncIterator[Target]:
     from runner.simulator.process import simulator_process  # a server's imports, which a real run can do without
 
     async with simulator_process(plan.simulate) as simulator:
-        yield Target(simulator.base_url, "simulated-key", "--simulate", simulated=True)
+        yield simulated(plan.settings, simulator.base_url)
 
 
 def _secrets_of_environment() -> list[str]:
@@ -178,28 +182,22 @@ def _earlier_facts(folder: Path) -> dict[str, Any]:
 class _Run:
     """One run whose folder is open."""
 
-    def __init__(self, plan: Plan, folder: Folder, target: Target, redactor: Redactor) -> None:
+    def __init__(self, plan: Plan, folder: Folder, targets: Sequence[Target], redactor: Redactor) -> None:
         settings = plan.settings
         self._plan = plan
         self._folder = folder
-        self._target = target
+        self._targets = {_name(target): target for target in targets}
+        self._simulated = targets[0].simulated
         self._seed = secrets.randbits(32) if settings.seed is None else settings.seed
-        self._admission = Admission(
-            rpm=settings.rpm,
-            tpm=settings.tpm,
-            concurrency=_concurrency(settings),
-            clock=time.monotonic,
-            limits=settings.limits,
-        )
+        self._admission = _admission(settings, targets)
         self._drain = Drain(self._admission, settings.grace)
-        self._client = Client(base_url=target.base_url, api_key=target.api_key, trust_env=not target.simulated)
+        self._clients = {name: _client(target) for name, target in self._targets.items()}
         total = folder.scanned.lines if folder.scanned else None
         self._metrics = RunMetrics(time.monotonic, total=total)
         self._journal = Journal(folder.fs, folder.path, durability=settings.durability, deltas=settings.deltas)
         self._bench = Bench(
-            settings=settings if settings.model or not target.simulated else _with_model(settings),
-            client=self._client,
-            endpoint=manifest.without_credentials(target.base_url),
+            settings=settings if settings.model or not self._simulated else _with_model(settings),
+            clients=self._clients,
             admission=self._admission,
             journal=self._journal,
             metrics=self._metrics,
@@ -207,6 +205,7 @@ class _Run:
             reservation=Reservation(settings.reserve_output_tokens),
             rng=random.Random(self._seed),
             sleep=self._drain.sleep,
+            primers=Primers(time.monotonic) if settings.primer_first else None,
             echo=Echo() if settings.echo else None,
             resumed=folder.has_deltas,
         )
@@ -214,27 +213,29 @@ class _Run:
     async def run(self, *, handle_signals: bool) -> Result:
         settings, folder = self._plan.settings, self._folder
         described = folder.described(self._plan)
-        current = manifest.new(described, settings, self._target.base_url, self._seed, self._target.simulated)
+        urls = {name: target.base_url for name, target in self._targets.items()}
+        current = manifest.new(described, settings, urls, self._seed, self._simulated)
         folder.write_manifest(self._bench.redactor.redact_json(current))
         self._announce()
         pipeline = Pipeline(self._bench, self._drain, self._plan.paths, folder.done, handle_signals=handle_signals)
         echoing = settings.echo and sys.stdout.isatty() and sys.stderr.isatty()
         try:
             async with live_view(settings.progress, self._snapshot, sys.stderr, echoing=echoing) as say:
-                pipeline.notify = say
+                pipeline.notify = self._bench.notify = say
                 await pipeline.run()
         finally:
             with anyio.CancelScope(shield=True):
-                await self._client.aclose()
+                for client in self._clients.values():
+                    await client.aclose()
         return await self._conclude()
 
     def _announce(self) -> None:
         """The first line: where this sends, and what is done already."""
         if self._plan.settings.progress == "none":
             return
-        folder, target = self._folder, self._target
-        where = "the built-in simulator (synthetic answers)" if target.simulated else self._bench.endpoint
-        origin = " from OPENAI_BASE_URL" if target.origin == "OPENAI_BASE_URL" else ""
+        folder, origins = self._folder, {target.origin for target in self._targets.values()}
+        where = "the built-in simulator (synthetic answers)" if self._simulated else ", ".join(self._targets)
+        origin = " from OPENAI_BASE_URL" if "OPENAI_BASE_URL" in origins else ""
         done = f", {len(folder.done):,} jobs done before" if len(folder.done) else ""
         torn = (
             f", {folder.recovered.torn_bytes:,} torn bytes moved to torn.jsonl" if folder.recovered.torn_bytes else ""
@@ -289,8 +290,42 @@ class _Run:
         }
 
 
-def _concurrency(settings: Settings) -> Concurrency:
-    return AdaptiveConcurrency() if settings.concurrency == "auto" else FixedConcurrency(settings.concurrency)
+def _name(target: Target) -> str:
+    return target.settings.name if target.settings else manifest.without_credentials(target.base_url)
+
+
+def _client(target: Target) -> Client:
+    version = target.settings.api_version if target.settings else None
+    return Client(base_url=target.base_url, api_key=target.api_key, trust_env=not target.simulated, api_version=version)
+
+
+def _admission(settings: Settings, targets: Sequence[Target]) -> Admission:
+    """One endpoint has the run's limits; several have their own, within the run's."""
+    clock = time.monotonic
+    if len(targets) == 1 and targets[0].settings is None:
+        return Admission.of_one(
+            rpm=settings.rpm,
+            tpm=settings.tpm,
+            concurrency=_concurrency(settings.concurrency),
+            clock=clock,
+            limits=settings.limits,
+            name=_name(targets[0]),
+        )
+    most = MAX_CONCURRENCY if settings.concurrency == "auto" else settings.concurrency
+    whole = Gate(rpm=settings.rpm, tpm=settings.tpm, concurrency=FixedConcurrency(most), clock=clock)
+    endpoints = [_endpoint(target.settings, settings, whole) for target in targets if target.settings is not None]
+    return Admission(endpoints, clock=clock, whole=whole)
+
+
+def _endpoint(said: EndpointSettings, settings: Settings, whole: Gate) -> Endpoint:
+    concurrency = _concurrency(said.concurrency or settings.concurrency)
+    gate = Gate(rpm=said.rpm, tpm=said.tpm, concurrency=concurrency, clock=time.monotonic, outer=whole)
+    limits = settings.limits if said.limits is None else said.limits
+    return Endpoint(said.name, gate, limits, said.models, said.stream_options)
+
+
+def _concurrency(wanted: int | Literal["auto"]) -> Concurrency:
+    return AdaptiveConcurrency() if wanted == "auto" else FixedConcurrency(wanted)
 
 
 def _with_model(settings: Settings) -> Settings:

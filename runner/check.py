@@ -61,13 +61,15 @@ class Check:
     rejected: int = 0
     without_model: int = 0
     never_fit: int = 0
+    not_served: int = 0
+    """Jobs for models that none of the endpoints serves."""
     input_tokens: int = 0
     output_tokens: int = 0
     methods: Counter[str] = field(default_factory=Counter)
     cost: float = 0.0
     unpriced: int = 0
-    loads: dict[str, Load] = field(default_factory=dict)
-    """By group of models that share limits."""
+    loads: dict[tuple[str, ...], Load] = field(default_factory=dict)
+    """By group of models that share limits, at each endpoint."""
     shown: list[str] = field(default_factory=list)
     """The first few lines that can't be jobs."""
 
@@ -79,7 +81,7 @@ class Check:
     @property
     def ok(self) -> bool:
         """Whether every line would be sent."""
-        return not (self.rejected or self.never_fit)
+        return not (self.rejected or self.never_fit or self.not_served)
 
     def add(self, item: Job | Rejected, settings: Settings) -> None:
         """Counts one line."""
@@ -96,11 +98,13 @@ class Check:
         self.methods[found.method] += 1
         self.input_tokens += found.input_tokens
         self.output_tokens += found.output_tokens
-        name, limits = limits_of(model, settings.limits)
-        load = self.loads.setdefault(name, Load(limits))
-        load.add(found)
-        tightest = min((tpm for tpm in (settings.tpm, limits.tpm) if tpm is not None), default=math.inf)
-        self.never_fit += found.input_tokens + found.output_tokens > tightest
+        offers = _offers(model, settings)
+        self.not_served += not offers
+        self.loads.setdefault(tuple(name for name, _ in offers), Load(_together(offers))).add(found)
+        widest = max((limits.tpm or math.inf for _, limits in offers), default=math.inf)
+        # A guess at the output is cut to what fits.
+        least = found.input_tokens + (1 if found.guessed else found.output_tokens)
+        self.never_fit += least > min(widest, settings.tpm or math.inf)
         cost = cost_of(Usage(found.input_tokens, found.output_tokens), model, settings.prices)
         self.cost += cost or 0.0
         self.unpriced += cost is None
@@ -109,6 +113,34 @@ class Check:
         """How long the limits make it last at least; None without limits."""
         whole = Load(ModelLimits(rpm=settings.rpm, tpm=settings.tpm), self.jobs, self.input_tokens, self.output_tokens)
         return max([m for load in (whole, *self.loads.values()) if (m := load.minutes) is not None], default=None)
+
+
+def _offers(model: str | None, settings: Settings) -> list[tuple[str, ModelLimits]]:
+    """What each endpoint that serves a model allows it, with the name of the group that it is in there."""
+    if not settings.endpoints:
+        return [limits_of(model, settings.limits)]
+    serving = [each for each in settings.endpoints if not each.models or model in each.models]
+    found = [(each, *limits_of(model, settings.limits if each.limits is None else each.limits)) for each in serving]
+    return [
+        (
+            f"{each.name}/{name}",
+            limits.model_copy(update={"rpm": _less(each.rpm, limits.rpm), "tpm": _less(each.tpm, limits.tpm)}),
+        )
+        for each, name, limits in found
+    ]
+
+
+def _less(*limits: float | None) -> float | None:
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _together(offers: Sequence[tuple[str, ModelLimits]]) -> ModelLimits:
+    """The sum of what is allowed; a limit that one of them hasn't is none."""
+    sums = {}
+    for name in ("rpm", "tpm", "input_tpm", "output_tpm"):
+        parts = [getattr(limits, name) for _, limits in offers]
+        sums[name] = None if not parts or None in parts else sum(parts)
+    return ModelLimits(**sums)
 
 
 async def check(paths: Sequence[str], settings: Settings) -> Check:
@@ -135,6 +167,8 @@ def report(found: Check, settings: Settings, out: IO[str]) -> None:
     out.write(f"can't be jobs {found.rejected:,}\n")
     if found.never_fit:
         out.write(f"never fit     {found.never_fit:,} need more tokens than --tpm gives in a minute\n")
+    if found.not_served:
+        out.write(f"not served    {found.not_served:,} are for models that no endpoint serves\n")
     if found.without_model:
         out.write(f"no model      {found.without_model:,} name none: give --model, or the server may refuse them\n")
     methods = " and ".join(sorted(found.methods)) or "nothing to count"

@@ -100,6 +100,8 @@ def settings_options(function: F) -> F:
 @setting("--total-timeout", metavar="TIME", help="One attempt in all. [30m]")
 @setting("--stream-options", metavar="openai|usage|none", help="What to ask of a stream. [openai]")
 @setting("--fail-on", metavar="FINISH,…", help="Finish reasons that count as failure, e.g. length.")
+@setting("--flex-fallback", is_flag=True, flag_value=True, help="Where flex has no room, use the default tier.")
+@setting("--primer-first", is_flag=True, flag_value=True, help="One job of each prompt_cache_key goes ahead.")
 @setting("--deltas/--no-deltas", help="Write deltas.jsonl. [yes]")
 @setting("--echo", is_flag=True, flag_value=True, help="Print tokens to stdout as they arrive.")
 @setting("--limit", metavar="N", help="Run at most N jobs.")

@@ -1,4 +1,4 @@
-"""AsyncOpenAI as this project uses it: it authorises, builds and raises; it neither retries nor parses.
+"""AsyncOpenAI (or AsyncAzureOpenAI) as this project uses it: it authorises, builds and raises; no retries, no parsing.
 
 The typed loop of the SDK costs 230–340 µs a chunk. Here the same client posts bytes that were encoded once and returns
 the response unread, so that authorisation, headers and errors stay the SDK's and the stream is ours.
@@ -6,10 +6,11 @@ the response unread, so that authorisation, headers and errors stay the SDK's an
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, Protocol
+from urllib.parse import quote
 
 import httpx2
-from openai import APIConnectionError, APITimeoutError, AsyncOpenAI, DefaultAsyncHttpxClient
+from openai import APIConnectionError, APITimeoutError, AsyncAzureOpenAI, AsyncOpenAI, DefaultAsyncHttpxClient
 
 from runner.jobs import Api
 from runner.limits import ERROR_BODY_TIMEOUT_S, MAX_ERROR_BODY_BYTES
@@ -35,8 +36,8 @@ async def _refusal(response: httpx2.Response, request: httpx2.Request) -> httpx2
     return httpx2.Response(response.status_code, headers=headers, content=content, request=request)
 
 
-class PreparedOpenAI(AsyncOpenAI):
-    """AsyncOpenAI that builds the request of an endpoint once, and not once a request.
+class _Prepared(AsyncOpenAI):
+    """An AsyncOpenAI that builds the request of an endpoint once, and not once a request.
 
     AsyncOpenAI.request spends 0.42 ms CPU beside the transport, nearly all of it on building the same URL and headers
     again and on options that aren't used here (scripts/bench). Here the SDK builds them when an endpoint is first used,
@@ -51,8 +52,8 @@ class PreparedOpenAI(AsyncOpenAI):
 
     @property
     def user_agent(self) -> str:
-        """AsyncOpenAI's: it would name this class, and a server may go by it."""
-        return f"{AsyncOpenAI.__name__}/Python {self._version}"
+        """The SDK's: it would name this class, and a server may go by it."""
+        return f"{type(self).__mro__[2].__name__}/Python {self._version}"
 
     async def request(self, cast_to: Any, options: Any, *, stream: bool = False, stream_cls: Any = None) -> Any:
         """Sends `options.content`; returns when the headers of a good answer have arrived, its body unread.
@@ -88,30 +89,19 @@ class PreparedOpenAI(AsyncOpenAI):
 
 
 _TEMPLATES: Final = 15
-"""Templates kept: four endpoints, streamed or not, and those of a credential that has just changed."""
+"""Templates kept: four paths (or some deployments), streamed or not, and those of a credential that just changed."""
 
 
-class Client:
-    """One endpoint and one key.
+class PreparedOpenAI(_Prepared, AsyncOpenAI):
+    """See `_Prepared`."""
 
-    Raises:
-        UsageError: the environment names a proxy for it that can't be used.
-    """
 
-    def __init__(self, *, base_url: str, api_key: str, trust_env: bool = True) -> None:
-        transport = Transport(trust_env=trust_env, proxy=environment_proxy(base_url) if trust_env else None)
-        # A timeout of None: the attempt's deadlines count deltas, the SDK's would count bytes and keep-alive comments.
-        http_client = DefaultAsyncHttpxClient(
-            transport=transport, follow_redirects=False, timeout=None, trust_env=False
-        )
-        self._openai = PreparedOpenAI(
-            transport=transport,
-            api_key=api_key,
-            base_url=base_url,
-            max_retries=0,
-            timeout=None,
-            http_client=http_client,
-        )
+class PreparedAzure(_Prepared, AsyncAzureOpenAI):
+    """See `_Prepared`."""
+
+
+class Poster(Protocol):
+    """What an attempt needs of a client."""
 
     async def post(self, api: Api, content: bytes, *, stream: bool) -> tuple[httpx2.Response, Body]:
         """Posts one request; returns when the headers of a good answer have arrived.
@@ -120,12 +110,59 @@ class Client:
             openai.APIStatusError: the status isn't 2xx; its (bounded) body has been read.
             openai.APIConnectionError: no answer came.
         """
+
+
+class Client:
+    """One endpoint and one key. `api_version`: of Azure's dated API, whose `base_url` is the resource's endpoint.
+
+    Raises:
+        UsageError: the environment names a proxy for it that can't be used.
+    """
+
+    def __init__(self, *, base_url: str, api_key: str, trust_env: bool = True, api_version: str | None = None) -> None:
+        transport = Transport(trust_env=trust_env, proxy=environment_proxy(base_url) if trust_env else None)
+        # A timeout of None: the attempt's deadlines count deltas, the SDK's would count bytes and keep-alive comments.
+        http_client = DefaultAsyncHttpxClient(
+            transport=transport, follow_redirects=False, timeout=None, trust_env=False
+        )
+        common: dict[str, Any] = {
+            "transport": transport,
+            "api_key": api_key,
+            "max_retries": 0,
+            "timeout": None,
+            "http_client": http_client,
+        }
+        self._openai: _Prepared = (
+            PreparedOpenAI(base_url=base_url, **common)
+            if api_version is None
+            else PreparedAzure(azure_endpoint=base_url, api_version=api_version, **common)
+        )
+
+    def serving(self, model: str | None) -> Poster:
+        """What to post requests for a model with: Azure's dated API has a path for each deployment."""
+        if isinstance(self._openai, PreparedAzure) and model is not None:
+            return _Deployment(self, f"/deployments/{quote(model, safe='')}")
+        return self
+
+    async def post(self, api: Api, content: bytes, *, stream: bool, prefix: str = "") -> tuple[httpx2.Response, Body]:
+        """See `Poster`. `prefix` comes before the path."""
         options: Any = {"headers": _STREAM_HEADERS if stream else _PLAIN_HEADERS}
         response: httpx2.Response = await self._openai.post(
-            api.value, content=content, cast_to=httpx2.Response, stream=True, stream_cls=None, options=options
+            prefix + api.value, content=content, cast_to=httpx2.Response, stream=True, stream_cls=None, options=options
         )
         return response, response.extensions[BODY]
 
     async def aclose(self) -> None:
         """Closes every connection."""
         await self._openai.close()
+
+
+class _Deployment(NamedTuple):
+    """One deployment behind Azure's dated API."""
+
+    client: Client
+    prefix: str
+
+    async def post(self, api: Api, content: bytes, *, stream: bool) -> tuple[httpx2.Response, Body]:
+        """See `Poster`. The Responses API names the model in the body alone."""
+        return await self.client.post(api, content, stream=stream, prefix="" if api is Api.RESPONSES else self.prefix)

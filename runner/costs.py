@@ -19,9 +19,17 @@ def price_of(model: str | None, prices: Mapping[str, Price]) -> Price | None:
     return prices[max(names, key=len)] if names else None
 
 
-def cost_of(usage: Usage | None, model: str | None, prices: Mapping[str, Price]) -> float | None:
-    """What an answer cost, in the currency of the prices; None where usage or price is unknown."""
+def cost_of(
+    usage: Usage | None, model: str | None, prices: Mapping[str, Price], *, tier: str | None = None
+) -> float | None:
+    """What an answer cost, in the currency of the prices; None where usage or price is unknown.
+
+    `tier` is the service tier that the answer names: the one that served it, whichever was asked for. One without a
+    price of its own costs what the default does, but for priority, which is dearer: its cost is unknown.
+    """
     price = price_of(model, prices)
+    if price is not None and tier in ("flex", "priority"):
+        price = getattr(price, tier) or (price if tier == "flex" else None)
     if usage is None or price is None:
         return None
     cached_price = price.input if price.cached_input is None else price.cached_input

@@ -47,6 +47,11 @@ class Drain:
             self._asked.set()
             self._admission.close()
 
+    def note(self, exit_code: int, text: str) -> None:
+        """The run goes on, but won't end as complete."""
+        if self.reason is None:
+            self.reason = Reason(exit_code, text)
+
     def cut(self) -> None:
         """Cancels what is in flight."""
         self.scope.cancel()

@@ -47,6 +47,7 @@ class FaultKind(enum.Enum):
     BAD_REQUEST = "bad_request"
     UNWANTED_FINISH = "unwanted_finish"
     NEVER_FITS = "never_fits"
+    NOT_SERVED = "not_served"
     FD_LIMIT = "too_many_open_files"
     INTERNAL = "internal"
 
@@ -83,6 +84,7 @@ TABLE: dict[FaultKind, Row] = {
     FaultKind.BAD_REQUEST: Row("request"),
     FaultKind.UNWANTED_FINISH: Row("user"),  # ended well, but in a way that --fail-on names
     FaultKind.NEVER_FITS: Row("request"),  # needs more tokens than the limit gives in a minute
+    FaultKind.NOT_SERVED: Row("user"),  # no endpoint of the pool serves the model
     FaultKind.FD_LIMIT: Row("local", retry=True, throttle=True),
     FaultKind.INTERNAL: Row("local"),
 }

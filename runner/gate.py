@@ -1,90 +1,185 @@
-"""What all lanes of a run share: the slots, and the limits that hold for everything it sends.
+"""Slots and limits that several lanes share: those of one endpoint, and round them those of the whole run.
 
-A lane's head enters it when its own limits are paid; here it is first come, first served again, one at a time: a slot
-is free → its tokens are paid → its request is paid.
+A lane's head enters when its own limits are paid; here it is first come, first served again, one at a time: a slot is
+free → its tokens are paid → its request is paid. With several endpoints each has a gate of its own, and what holds for
+the whole run stands in the gate round them (`outer`).
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 
 import anyio
 
 from runner.buckets import Bucket
 from runner.concurrency import Concurrency
 
-
-class Entry(NamedTuple):
-    """How one came in."""
-
-    paid: bool
-    waited_s: float  # for the limits of the run
+if TYPE_CHECKING:
+    from runner.lanes import Lane
 
 
 class Gate:
     """The last door before sending. All methods are for one event loop."""
 
     def __init__(
-        self, *, rpm: float | None, tpm: float | None, concurrency: Concurrency, clock: Callable[[], float]
+        self,
+        *,
+        rpm: float | None,
+        tpm: float | None,
+        concurrency: Concurrency,
+        clock: Callable[[], float],
+        outer: Gate | None = None,
     ) -> None:
         self.requests = None if rpm is None else Bucket(rpm, clock)
         self.tokens = None if tpm is None else Bucket(tpm, clock)
         self.concurrency = concurrency
+        self.outer = outer
         self.in_flight = 0
-        self.closed = False
-        self.blocked: defaultdict[str, float] = defaultdict(float)
-        """Seconds that heads of lanes waited, by what for."""
+        self.blocked: defaultdict[str, float] = outer.blocked if outer is not None else defaultdict(float)
+        """Seconds that heads of lanes waited, by what for; one for all gates of a run."""
         self._clock = clock
-        self._turn = anyio.Lock()
+        self._turn = anyio.Lock(fast_acquire=True)
         self._changed = anyio.Event()
+        self._lanes: dict[Lane, None] = {}  # that wait for a slot, in order
+        self._offered: set[Lane] = set()  # that one is free for
 
-    async def enter(self, tokens: int | None, gone: Callable[[], bool]) -> Entry:
-        """Takes a slot and pays for one request of so many tokens; None: it has paid before.
+    @property
+    def knows_requests(self) -> bool:
+        """Whether a limit of requests holds for what passes here."""
+        return self.requests is not None or (self.outer is not None and self.outer.knows_requests)
 
-        `gone` says that it is no longer wanted: it gets its slot at once then, unpaid, and is to leave again.
+    @property
+    def load(self) -> float:
+        """The part that is in use of its slots or limits, whichever is used more: 0 to 1."""
+        return max(
+            self.in_flight / self.concurrency.limit,
+            *(1 - bucket.free for bucket in (self.requests, self.tokens) if bucket is not None),
+            0.0,
+        )
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a slot is free."""
+        return self.in_flight < self.concurrency.limit and (self.outer is None or self.outer.has_room)
+
+    def bucket(self, name: str) -> Bucket | None:
+        """Its own limit, "rpm" or "tpm"."""
+        return self.requests if name == "rpm" else self.tokens
+
+    def token_limit(self) -> float | None:
+        """The lowest limit of tokens a minute for what passes here."""
+        own = None if self.tokens is None else self.tokens.per_minute
+        outer = None if self.outer is None else self.outer.token_limit()
+        return min((limit for limit in (own, outer) if limit is not None), default=None)
+
+    async def enter(self, tokens: int) -> float:
+        """Takes a slot and pays for one request of so many tokens; returns how long it waited for limits.
+
+        Cancelled, it has taken nothing.
         """
         async with self._turn:
-            start = self._clock()
-            while self.in_flight >= self.concurrency.limit and not gone() and not self.closed:
-                self._changed = anyio.Event()
-                await self._changed.wait()
-            self.blocked["concurrency"] += self._clock() - start
+            await self._slot()
             self.in_flight += 1
-            if tokens is None or gone() or self.closed:
-                return Entry(paid=False, waited_s=0.0)
+            paid: list[Bucket] = []
             try:
-                waited = await self.timed("tokens", self.tokens.acquire(tokens)) if self.tokens else 0.0
-                waited += await self.timed("requests", self.requests.acquire(1)) if self.requests else 0.0
+                waited = await self._pay(tokens, paid)
+                if self.outer is not None:
+                    waited += await self.outer.enter(tokens)
             except BaseException:
-                self.leave()
+                for bucket in paid:
+                    bucket.correct(1 if bucket is self.requests else tokens)
+                self._free()
                 raise
-            return Entry(paid=True, waited_s=waited)
+            return waited
+
+    async def _slot(self) -> None:
+        start = self._clock()
+        while self.in_flight >= self.concurrency.limit:
+            self._changed = anyio.Event()
+            await self._changed.wait()
+        self.blocked["concurrency"] += self._clock() - start
+
+    async def _pay(self, tokens: int, paid: list[Bucket]) -> float:
+        waited = 0.0
+        for what, bucket, amount in (("tokens", self.tokens, tokens), ("requests", self.requests, 1)):
+            if bucket is not None:
+                waited += await self.timed(what, bucket.acquire(amount))
+                paid.append(bucket)
+        return waited
 
     def leave(self) -> None:
         """Gives the slot back."""
+        self._free()
+        if self.outer is not None:
+            self.outer.leave()
+
+    def _free(self) -> None:
         self.in_flight -= 1
         self.wake()
 
     def wake(self) -> None:
-        """Something changed that the one at the door may wait for."""
+        """A slot is free, or there may be more of them."""
         self._changed.set()
+        self._offer()
 
-    def correct(self, tokens: int) -> None:
-        """Gives tokens back; negative takes what is missing."""
+    def correct(self, tokens: int, paid_s: float) -> None:
+        """Gives tokens back that were paid at a time; negative takes what is missing."""
+        if self.tokens is not None:
+            self.tokens.correct(tokens, paid_s)
+        if self.outer is not None:
+            self.outer.correct(tokens, paid_s)
+
+    def unpay(self, tokens: int) -> None:
+        """What has just been paid wasn't sent: gives back its tokens and its request."""
         if self.tokens is not None:
             self.tokens.correct(tokens)
+        if self.requests is not None:
+            self.requests.correct(1)
+        if self.outer is not None:
+            self.outer.unpay(tokens)
 
-    def close(self) -> None:
-        """Nobody is let in any more."""
-        self.closed = True
-        self.wake()
+    # ── Lanes that wait for a slot before they take anybody: one after the other, as they came ─────────────────────
+
+    def open_to(self, lane: Lane) -> bool:
+        """Whether a slot is free for it: one that was offered to it, or one that nobody waits for."""
+        here = lane in self._offered or (self._free_slots > 0 and not self._lanes)
+        return here and (self.outer is None or self.outer.open_to(lane))
+
+    def when_open(self, lane: Lane) -> None:
+        """Wakes the lane when a slot is free and it is its turn."""
+        if lane in self._offered or (self._free_slots > 0 and not self._lanes):
+            self.decline(lane)  # it is the gate round this one that has none
+            assert self.outer is not None
+            self.outer.when_open(lane)
+        elif lane not in self._lanes:
+            self._lanes[lane] = None
+
+    def decline(self, lane: Lane) -> None:
+        """The lane doesn't wait any more for the slot that it may have been offered."""
+        self._offered.discard(lane)
+        self._offer()
+        if self.outer is not None:
+            self.outer.decline(lane)
+
+    def _offer(self) -> None:
+        while self._lanes and self._free_slots > 0:
+            lane = next(iter(self._lanes))
+            del self._lanes[lane]
+            self._offered.add(lane)
+            lane.wake()
+
+    @property
+    def _free_slots(self) -> int:
+        return self.concurrency.limit - self.in_flight - len(self._offered)
 
     async def timed(self, what: str, waiting: Awaitable[None]) -> float:
         """Counts how long something is waited for."""
         start = self._clock()
-        await waiting
-        waited = self._clock() - start
-        self.blocked[what] += waited
+        try:
+            await waiting
+        finally:
+            waited = self._clock() - start
+            self.blocked[what] += waited
         return waited

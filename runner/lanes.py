@@ -1,27 +1,24 @@
-"""One limit group: the jobs of one model (or family) in line, its buckets, its cool-down, what was learned of it.
+"""One limit group at one endpoint: the jobs of one model (or family), its buckets, cool-down, what was learned of it.
 
-Only the head of a lane waits for anything, in this order: the cool-down is over → a slot of the lane is free → its
-tokens are paid → its request is paid → the run's own gate → it goes. So nobody is overtaken within a lane, a big job
-gets in behind small ones after its own payment and no later, and aiolimiter has one waiter. Waiting costs no CPU.
+A lane is at work on one attempt at a time, in this order: the cool-down is over → its pace allows one → a slot is free
+→ it takes the first in its queues → its tokens are paid → its request is paid → the gates → it goes. So nobody is
+overtaken within a queue, a big job gets in behind small ones after its own payment and no later, and aiolimiter has one
+waiter. Waiting costs no CPU. A cool-down that begins in between puts the attempt back and its payment with it.
 
 After a 429 the lane stops for as long as the server says (or a doubling default). Then one probe goes; the rest stay
 until it is answered. A probe that meets another 429 begins the next cool-down, one that ends otherwise lets the rest
-go: it can't freeze.
+go: it can't freeze. A server that refuses inside its 200 answers is believed at the first content only.
 
 Limits come from the configuration and from the server's headers; where nobody names them, a pace finds out what the
 server bears. A header lowers a limit at once and raises it when several answers agree; it never raises it above the
 configuration.
-
-Accepted: a lane's head pays before it waits for a slot of the run, so one job a lane may be paid for early.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import anyio
@@ -29,11 +26,12 @@ import anyio
 from runner.buckets import Bucket, Quota, Sliding
 from runner.pace import Pace
 from runner.ratelimits import Allowance, RateLimits
-from runner.tickets import BY_NAME, MEASURES, AdmissionClosed, Measure, Need, NeverFits, Ticket
+from runner.tickets import BY_NAME, MEASURES, Measure, Need, NeverFits, Ticket
 
 if TYPE_CHECKING:
-    from runner.gate import Gate
+    from runner.endpoints import Endpoint
     from runner.outcome import Usage
+    from runner.queues import Queue, Queues, Waiter
     from runner.settings import ModelLimits
 
 COOLDOWN_START_S: Final = 1.0
@@ -50,24 +48,23 @@ NO_REFUNDS_S: Final = 300.0
 """How long after a 429 nothing is given back: a server that charges up front doesn't either."""
 RAMP_ABOVE_TPM: Final = 1_000_000
 """Input tokens a minute above which slow_down asks for a slow ramp (the API's guide to errors)."""
+AT_ONCE: Final = 32
+"""Attempts admitted before others get a turn of the event loop."""
 CATCH_UP_S: Final = 0.05
 """A pace makes up for what a late timer lost, up to this."""
-
-
-@dataclass(slots=True, eq=False)
-class _Waiter:
-    need: Need
-    limited_before_s: float
-    since_s: float
-    turn: asyncio.Future[Ticket]
 
 
 class Lane:
     """See the module. All methods are for one event loop."""
 
-    def __init__(self, name: str, limits: ModelLimits, gate: Gate, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, name: str, limits: ModelLimits, endpoint: Endpoint, queues: Queues, clock: Callable[[], float]
+    ) -> None:
         self.name = name
-        self._gate = gate
+        self.endpoint = endpoint
+        self.queues: list[Queue] = []
+        self._waiting = queues
+        self._gate = endpoint.gate
         self._clock = clock
         self._configured = limits
         self.buckets: dict[str, Bucket | Quota] = {}
@@ -77,63 +74,66 @@ class Lane:
                 self.buckets[measure.name] = (
                     Bucket(limit, clock) if measure.window_s == 60 else Quota(limit, clock, window_s=measure.window_s)
                 )
-        self._queue: deque[_Waiter] = deque()
         self.in_flight = 0
         self._admitted = 0
         self._admitted_tokens = 0
         self._changed = anyio.Event()
+        self._serving: anyio.CancelScope | None = None
+        """While it is at work on an attempt."""
         self.cool_until = 0.0
         self._cool_next_s = COOLDOWN_START_S
         self._probing = False  # the cool-down is over, and its probe isn't answered yet
         self._probe: Ticket | None = None
         self._answered = False
+        self._refuses_late = False  # in its 200 answers
         self._higher: dict[str, int] = {}  # answers in a row that named a higher limit
+        self._same: dict[str, int] = {}  # …that named the one in force
         self._pace = Pace(clock)
         self._paced_until = 0.0
         self._no_refunds_until_s = -math.inf
         self._first_s = math.inf
         """When the first attempt was admitted."""
-        self._limited_s = 0.0
+        self.limited_s = 0.0
         """How long heads of this lane have waited for limits and cool-downs."""
         self._episode_s = -math.inf
         self._input = Sliding(clock)
-        if "rpm" in self.buckets or gate.requests is not None:
+        if "rpm" in self.buckets or self._gate.knows_requests:
             self._pace.know()
 
     # ── For workers ──────────────────────────────────────────────────────────────────────────────────────────────
 
-    def refuse_what_never_fits(self, need: Need) -> None:
-        """Raises NeverFits where one job needs more than a whole window gives."""
-        for measure, bucket in self._limits():
-            amount = measure.of(need)
-            limit = bucket.limit if isinstance(bucket, Quota) else bucket.per_minute
-            if amount > limit and amount > 1:
-                window = "a day" if isinstance(bucket, Quota) else "a minute"
-                raise NeverFits(f"needs about {amount:g} tokens, and the limit is {limit:g} {window}")
-
-    async def acquire(self, need: Need) -> Ticket:
-        """Waits for this attempt's turn.
+    def fitted(self, need: Need) -> Need:
+        """What an attempt reserves here: a guess at its output shrinks to what one window gives.
 
         Raises:
-            AdmissionClosed: the run drains.
+            NeverFits: it needs more than a whole window.
         """
-        waiter = _Waiter(need, self._limited_s, self._clock(), asyncio.get_running_loop().create_future())
-        self._queue.append(waiter)
-        self.wake()
-        try:
-            return await waiter.turn
-        except asyncio.CancelledError:
-            if waiter.turn.done() and not waiter.turn.cancelled() and waiter.turn.exception() is None:
-                # Granted and cancelled in the same step of the loop.
-                ticket = waiter.turn.result()
-                self.settle(ticket, Need(0, 0))
-                self.release(ticket)
-            else:
-                # It stays in the queue until its turn comes, and is passed over then.
-                waiter.turn.cancel()
-                self.wake()
-                self._gate.wake()
-            raise
+        for measure, limit in self._token_limits():
+            beyond = measure.of(need) - limit
+            if beyond > 0 and need.guessed and measure.counts_output and beyond < need.output_tokens:
+                need = need._replace(output_tokens=max(1, int(need.output_tokens - beyond)))
+            elif beyond > 0 and measure.of(need) > 1:
+                window = "a day" if measure.window_s > 60 else "a minute"
+                raise NeverFits(f"needs about {measure.of(need):g} tokens, and the limit is {limit:g} {window}")
+        return need
+
+    def _token_limits(self) -> list[tuple[Measure, float]]:
+        limits = [(measure, self._certain(measure.name)) for measure, _ in self._limits() if measure.counts_tokens]
+        whole = self._gate.token_limit()
+        return limits if whole is None else [*limits, (BY_NAME["tpm"], whole)]
+
+    def _certain(self, name: str) -> float:
+        """The limit in force, unless a single header has just named it: one broken header must fail no job."""
+        bucket = self.buckets[name]
+        configured: float | None = getattr(self._configured, name)
+        if isinstance(bucket, Quota) or bucket.per_minute == configured or self._same.get(name, 0) >= RAISE_AFTER:
+            return bucket.limit if isinstance(bucket, Quota) else bucket.per_minute
+        return math.inf if configured is None else configured
+
+    def abandon(self) -> None:
+        """The attempt it is at work on isn't wanted any more, or can't be sent here now."""
+        if self._serving is not None:
+            self._serving.cancel()
 
     def settle(self, ticket: Ticket, used: Usage | Need | None) -> None:
         """Gives back what was reserved beyond the real usage, or takes what is missing. None: the estimate stands."""
@@ -147,9 +147,9 @@ class Lane:
         for measure, bucket in self._limits():
             difference = measure.of(need) - measure.of(real)
             if difference < 0 or (difference > 0 and refunds):
-                bucket.correct(difference)
+                bucket.correct(difference, ticket.granted_s)
         if need.tokens < real.tokens or refunds:
-            self._gate.correct(need.tokens - real.tokens)
+            self._gate.correct(need.tokens - real.tokens, ticket.granted_s)
 
     def release(self, ticket: Ticket) -> None:
         """Frees the slot; the second time it does nothing."""
@@ -170,6 +170,16 @@ class Lane:
         """An answer came with a good status and these headers."""
         self._learn(ticket, said)
         self._answered = True
+        ticket.answered = True
+        if not self._refuses_late:
+            self.accepted(ticket)
+        self.wake()
+
+    def accepted(self, ticket: Ticket) -> None:
+        """The server has let it in: a good status says so, or the first content where it refuses later than that."""
+        if ticket.accepted:
+            return
+        ticket.accepted = True
         if ticket.granted_s >= self._episode_s:  # what was sent before a refusal says nothing of the rate since
             self._pace.bore()
         if ticket.granted_s >= self.cool_until:  # what was sent before the cool-down proves nothing
@@ -186,6 +196,8 @@ class Lane:
         now = self._clock()
         lowered = self._learn(ticket, said)
         self._answered = True
+        if ticket.answered:
+            self._refuses_late = True
         # Whatever was sent before the last episode began belongs to it.
         new_episode = now >= self.cool_until and ticket.granted_s >= self._episode_s
         if new_episode:
@@ -199,7 +211,8 @@ class Lane:
         if new_episode:
             self._slow_down(pause, lowered=lowered, gently=ramp and self._input.total > RAMP_ABOVE_TPM)
         self._probing = True
-        self.wake()
+        self.abandon()
+        self._waiting.stir_all(self)
         return new_episode
 
     def _slow_down(self, pause_s: float, *, lowered: bool, gently: bool) -> None:
@@ -208,7 +221,7 @@ class Lane:
         One episode under limits that are known may be an accident; a second one within a minute is not.
         """
         now = self._clock()
-        known = "rpm" in self.buckets or self._gate.requests is not None
+        known = "rpm" in self.buckets or self._gate.knows_requests
         seldom = now - self._episode_s > 60
         self._episode_s = now
         # By our count there was room: what we give back after an answer, this server may not.
@@ -222,7 +235,16 @@ class Lane:
         age_s = self._clock() - ticket.granted_s
         requests = self._learn_one("rpm", said.requests, age_s, self._admitted - ticket.nth)
         tokens = self._learn_one("tpm", said.tokens, age_s, self._admitted_tokens - ticket.nth_token)
+        self._learn_more(said.more_tokens, age_s, self._admitted_tokens - ticket.nth_token)
         return requests or tokens
+
+    def _learn_more(self, said: Allowance, age_s: float, taken_since: float) -> None:
+        """A second limit of tokens, the project's beside the organisation's: its remainder is a bound of its own."""
+        bucket = self.buckets.get("tpm")
+        contradiction = said.remaining == 0 and said.reset_s == 0
+        if said.per_minute is None or said.remaining is None or contradiction or not isinstance(bucket, Bucket):
+            return
+        bucket.observe(said.remaining, age_s=age_s, taken_since=taken_since, per_minute=said.per_minute, of="more")
 
     def _learn_one(self, name: str, said: Allowance, age_s: float, taken_since: float) -> bool:
         named = said.per_minute
@@ -244,123 +266,166 @@ class Lane:
 
     def _adopt(self, name: str, bucket: Bucket, limit: float) -> None:
         """Downwards at once, upwards when several answers in a row say so."""
-        self._higher[name] = self._higher.get(name, 0) + 1 if limit > bucket.per_minute else 0
-        if limit <= bucket.per_minute or self._higher[name] >= RAISE_AFTER:
+        before = bucket.per_minute
+        self._higher[name] = self._higher.get(name, 0) + 1 if limit > before else 0
+        if limit <= before or self._higher[name] >= RAISE_AFTER:
             bucket.resize(limit)
+        self._same[name] = self._same.get(name, 0) + 1 if bucket.per_minute == before else 1
+        if self._same[name] == RAISE_AFTER:
+            self.abandon()  # what it is at work on may never fit by now
 
     # ── The loop ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def run(self) -> None:
-        """Admits one after the other until the gate is closed."""
-        while not self._gate.closed:
+        """Admits one after the other until it is cancelled."""
+        while True:
             self._changed = anyio.Event()
-            while self._queue and self._queue[0].turn.done():
-                self._queue.popleft()  # cancelled
-            if not self._queue:
-                await self._changed.wait()
+            first, pause_s = self._waiting.first_for(self)
+            if first is None:
+                self._gate.decline(self)
+                await self._wait(pause_s)
                 continue
-            await self._admit(self._queue[0])
+            what, pause_s = self._hindrance()
+            if what is not None:
+                await self._hindered(first, what, pause_s)
+                continue
+            best = self._waiting.best_for(first, self)
+            if best is not self:
+                best.wake()
+                self._gate.decline(self)
+                await self._wait(math.inf)
+                continue
+            await self._serve(first)
+            if self._admitted % AT_ONCE == 0:
+                await anyio.lowlevel.checkpoint()
 
-    async def _admit(self, head: _Waiter) -> None:
-        """Sees the head of the queue through, unless it is cancelled on the way."""
-        await self._until("server", self._cooled, head)
-        await self._until("concurrency", self._room, head)
-        await self._until("slow start" if self._pace.searching else "server", self._paced, head)
-        paid = await self._pay(head)
-        entry = await self._gate.enter(head.need.tokens, head.turn.done)
-        self._limited_s += entry.waited_s
-        while self._cooled() is not None and not head.turn.done() and not self._gate.closed:
-            self._gate.leave()  # the slot is for another lane meanwhile
-            await self._until("server", self._cooled, head)
-            await self._gate.enter(None, head.turn.done)
-        if head.turn.done() or self._gate.closed:
-            self._return(head.need, paid)
-            if entry.paid:
-                self._gate.correct(head.need.tokens)
-            self._gate.leave()
+    async def _wait(self, pause_s: float) -> None:
+        with anyio.move_on_after(pause_s):
+            await self._changed.wait()
+
+    async def _hindered(self, first: Waiter, what: str, pause_s: float) -> None:
+        """Waits for what keeps it from taking the first in line, unless another lane can."""
+        if what == "slot":
+            self._gate.when_open(self)
+            what = "concurrency"
+        else:
+            self._gate.decline(self)
+        self._waiting.pass_on(first, self)
+        start = self._clock()
+        await self._wait(pause_s)
+        self._count(what, self._clock() - start)
+
+    def _count(self, what: str, waited_s: float) -> None:
+        self._gate.blocked[what] += waited_s
+        if what != "concurrency":
+            self.limited_s += waited_s
+
+    async def _serve(self, waiter: Waiter) -> None:
+        """Takes the first in line, pays for it and lets it go; puts it back where it can't be sent."""
+        if not self._still_fits(waiter):
             return
-        self._queue.popleft()
-        head.turn.set_result(self._grant(head))
-
-    async def _pay(self, head: _Waiter) -> list[str]:
-        """Pays the lane's own limits; returns which."""
+        self._paced_until = max(self._paced_until, self._clock() - CATCH_UP_S) + 1 / self._pace.per_s
+        self._waiting.take(waiter, self)
+        # Where it has to wait in order to pay, the slot that it was offered is for who can go first.
+        waits = asyncio.get_running_loop().call_soon(self._gate.decline, self)
         paid: list[str] = []
+        entered = False
+        with anyio.CancelScope() as scope:
+            self._serving = scope
+            try:
+                await self._pay(waiter.need, paid)
+                self.limited_s += await self._gate.enter(waiter.need.tokens)
+                entered = True
+            finally:
+                self._serving = None
+                waits.cancel()
+                self._gate.decline(self)
+        if entered and not scope.cancel_called and not waiter.turn.done():
+            waiter.turn.set_result(self._grant(waiter))
+            return
+        if entered:
+            self._gate.leave()
+            self._gate.unpay(waiter.need.tokens)
+        for name in paid:
+            self.buckets[name].correct(BY_NAME[name].of(waiter.need))
+        if not waiter.turn.done():
+            self._waiting.put_back(waiter)
+
+    def _still_fits(self, waiter: Waiter) -> bool:
+        """Whether it fits in the limits as of now; if it does in none any more, it is told so."""
+        try:
+            waiter.need = self.fitted(waiter.need)
+        except NeverFits as refusal:
+            self._waiting.reroute(waiter, self, refusal)
+            return False
+        return True
+
+    async def _pay(self, need: Need, paid: list[str]) -> None:
+        """Pays the lane's own limits; says which."""
         for measure in MEASURES:
             bucket = self.buckets.get(measure.name)
-            if bucket is not None and not head.turn.done() and not self._gate.closed:
-                self._limited_s += await self._gate.timed(measure.label, bucket.acquire(measure.of(head.need)))
+            if bucket is not None:
+                self.limited_s += await self._gate.timed(measure.label, bucket.acquire(measure.of(need)))
                 paid.append(measure.name)
-        return paid
 
-    def _return(self, need: Need, paid: list[str]) -> None:
-        """The head was cancelled at the door: what it paid in tokens is for the next; its request is lost."""
-        for name in paid:
-            if name not in ("rpm", "rpd"):
-                self.buckets[name].correct(BY_NAME[name].of(need))
-
-    def _grant(self, head: _Waiter) -> Ticket:
-        need, now = head.need, self._clock()
+    def _grant(self, waiter: Waiter) -> Ticket:
+        need, now = waiter.need, self._clock()
         # A wait that had begun before it came counts in part only.
-        waited = min(self._limited_s - head.limited_before_s, now - head.since_s)
+        waited = min(self.limited_s - waiter.limited_before_s[self], now - waiter.since_s)
         self.in_flight += 1
         self._first_s = min(self._first_s, now)
         self._admitted += 1
         self._admitted_tokens += need.tokens
         self._input.add(need.input_tokens)
-        ticket = Ticket(need, self, waited, now, self._admitted, self._admitted_tokens, probe=self._probing)
+        self.endpoint.admitted += 1
+        ticket = Ticket(need, self, waited, now, self._admitted, self._admitted_tokens)
+        self.endpoint.breaker.sent(ticket)
         if self._probing:
             self._probe = ticket
         return ticket
 
-    async def _until(self, what: str, ready: Callable[[], float | None], head: _Waiter) -> None:
-        """Waits until `ready` says None; a number is how long to wait at most before asking again."""
-        start = self._clock()
-        while (pause := ready()) is not None and not head.turn.done() and not self._gate.closed:
-            self._changed = anyio.Event()
-            with anyio.move_on_after(pause):
-                await self._changed.wait()
-        waited = self._clock() - start
-        self._gate.blocked[what] += waited
-        if what != "concurrency":
-            self._limited_s += waited
+    # ── What keeps it ────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _cooled(self) -> float | None:
-        remaining = self.cool_until - self._clock()
-        if remaining > 0:
-            return remaining
-        return math.inf if self._probing and self._probe is not None else None
+    def _hindrance(self) -> tuple[str | None, float]:
+        """What has to be waited for before anybody is taken, and for how long at most; None if nothing has."""
+        now = self._clock()
+        if now < self.cool_until:
+            return "server", self.cool_until - now
+        if self._probing and self._probe is not None:
+            return "server", math.inf
+        if self._configured.concurrency is not None and self.in_flight >= self._configured.concurrency:
+            return "concurrency", math.inf
+        if (wait_s := self._first_wait_s(now)) > 0:
+            return "concurrency", wait_s
+        if self._pace.per_s < math.inf and now < self._paced_until:
+            return ("slow start" if self._pace.searching else "server"), self._paced_until - now
+        return (None, 0.0) if self._gate.open_to(self) else ("slot", math.inf)
 
-    def _paced(self) -> float | None:
-        per_s = self._pace.per_s
-        if per_s == math.inf:
-            return None
-        wait_s = self._paced_until - self._clock()
-        if wait_s > 0:
-            return wait_s
-        self._paced_until = max(self._paced_until, self._clock() - CATCH_UP_S) + 1 / per_s
-        return None
+    def _first_wait_s(self, now_s: float) -> float:
+        unknown = not self._answered and "rpm" not in self.buckets and not self._gate.knows_requests
+        return self._first_s + FIRST_WAIT_S - now_s if unknown and self.in_flight >= FIRST_STREAMS else 0.0
 
-    def _room(self) -> float | None:
-        limit = self._configured.concurrency
-        if limit is not None and self.in_flight >= limit:
-            return math.inf
-        unknown = not self._answered and "rpm" not in self.buckets and self._gate.requests is None
-        if unknown and self.in_flight >= FIRST_STREAMS:
-            wait_s = self._first_s + FIRST_WAIT_S - self._clock()
-            return wait_s if wait_s > 0 else None
-        return None
+    @property
+    def ready(self) -> bool:
+        """Whether it could take somebody at once."""
+        return self._serving is None and not self.endpoint.disabled and self._hindrance()[0] is None
+
+    @property
+    def away(self) -> bool:
+        """Whether who sticks to it should rather go elsewhere."""
+        return self.endpoint.state != "ok" or self._clock() < self.cool_until
+
+    @property
+    def load(self) -> float:
+        """The part of what it may use that is in use: slots, requests or tokens, whichever is most; 0 to 1."""
+        own = [1 - bucket.free for bucket in self.buckets.values()]
+        if self._configured.concurrency is not None:
+            own.append(self.in_flight / self._configured.concurrency)
+        return max([self._gate.load, *own])
 
     def wake(self) -> None:
-        """Something changed that the head may wait for."""
+        """Something changed that it may be waiting for."""
         self._changed.set()
-
-    def close(self) -> None:
-        """Sends everybody away who waits."""
-        while self._queue:
-            waiter = self._queue.popleft()
-            if not waiter.turn.done():
-                waiter.turn.set_exception(AdmissionClosed())
-        self.wake()
 
     def _limits(self) -> list[tuple[Measure, Bucket | Quota]]:
         return [(BY_NAME[name], bucket) for name, bucket in self.buckets.items()]

@@ -73,6 +73,10 @@ MAX_LANES: Final = 256
 """Models with a queue and limits of their own; a file that names more shares the first one's."""
 BACKOFF_ROOM: Final = 2
 """Jobs in memory per concurrency slot: one running, the others waiting out a backoff without a slot."""
+MAX_WAITING_JOBS: Final = 4_096
+"""Jobs in memory, whatever the concurrency, while one model's wait for its limits and another's might go…"""
+MAX_WAITING_BYTES: Final = 64 * MIB
+"""…and the most that their lines may be long together."""
 THROTTLED_ATTEMPTS_FACTOR: Final = 10
 """A 429 costs the server nothing and says when to come back, so a job may meet this many times more of them than
 of other faults before it is given up."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import platform
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -35,15 +35,19 @@ def describe_input(
     return {"paths": _written(names), "sha256": sha256, "lines": lines, "size_bytes": size_bytes}
 
 
-def new(described: dict[str, Any], settings: Settings, base_url: str, seed: int, simulated: bool) -> dict[str, Any]:
-    """The manifest of a run that begins. `base_url` is where it really sends."""
+def new(
+    described: dict[str, Any], settings: Settings, endpoints: Mapping[str, str], seed: int, simulated: bool
+) -> dict[str, Any]:
+    """The manifest of a run that begins. `endpoints`: name → base URL of where it really sends."""
+    urls = {name: without_credentials(url) for name, url in endpoints.items()}
     return {
         "schema": SCHEMA,
         "runner": __version__,
         "started": _now(),
         "resumes": [],
         "input": described,
-        "endpoint": without_credentials(base_url),
+        "endpoint": next(iter(urls.values())),
+        **({"endpoints": urls} if len(urls) > 1 else {}),
         "synthetic": simulated,
         "seed": seed,
         "settings": settings.model_dump(mode="json"),

@@ -2,7 +2,8 @@
 
 Memory is bounded by concurrency, never by the number of jobs: the reader hands one job at a time to a staff of workers
 that is BACKOFF_ROOM times as large as the concurrency (a job in backoff holds no slot, but it is in memory), and waits
-when all of them are busy. The journal outlives the workers: it is closed, never cancelled.
+when all of them are busy. Only where jobs of a slow model wait and those of another could go are there more, up to
+MAX_WAITING_JOBS. The journal outlives the workers: it is closed, never cancelled.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import logging
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 import anyio
 from anyio.abc import TaskGroup
@@ -20,7 +22,7 @@ from runner import signals
 from runner.digests import DigestMap, digest64
 from runner.drain import Drain
 from runner.jobs import Job, Rejected
-from runner.limits import BACKOFF_ROOM
+from runner.limits import BACKOFF_ROOM, MAX_WAITING_BYTES, MAX_WAITING_JOBS
 from runner.preflight import asks_something_else, changes_refused
 from runner.source import JobSource
 from runner.tickets import AdmissionClosed
@@ -29,6 +31,8 @@ from runner.worker import Bench, StopRun, finish_rejected, run_job
 log = logging.getLogger(__name__)
 
 Item = Job | Rejected
+HIRE_EVERY_S: Final = 0.2
+"""How long a free slot may stay empty because every worker waits for another model."""
 
 
 @dataclass(slots=True)
@@ -45,6 +49,11 @@ class Pipeline:
     """Tells the user something at once."""
     _reading: anyio.CancelScope = field(default_factory=anyio.CancelScope, init=False)
     _workers: int = field(default=0, init=False)
+    _offering: bool = field(default=False, init=False)
+    """The reader waits for a worker to take a job."""
+    _read_all: anyio.Event = field(default_factory=anyio.Event, init=False)
+    _held_bytes: int = field(default=0, init=False)
+    """Lengths of the lines of the jobs that workers have in hand."""
 
     async def run(self) -> None:
         """Runs every job that isn't done; returns when all that will be written is on disk.
@@ -76,7 +85,9 @@ class Pipeline:
         send, receive = anyio.create_memory_object_stream[Item](0)
         async with anyio.create_task_group() as staff, send, receive:
             with self._reading:
+                staff.start_soon(self._hire_later, staff, send, receive)
                 await self._read(staff, send, receive)
+            self._read_all.set()
             send.close()
 
     async def _stop_reading(self) -> None:
@@ -103,16 +114,36 @@ class Pipeline:
                     return
                 left = None if left is None else left - 1
                 self._hire(staff, send, receive)
+                self._offering = True
                 await send.send(item)
+                self._offering = False
 
     def _hire(
         self, staff: TaskGroup, send: MemoryObjectSendStream[Item], receive: MemoryObjectReceiveStream[Item]
     ) -> None:
         """Starts a worker if all are busy and the concurrency of now allows one more."""
         idle = send.statistics().tasks_waiting_receive
-        if idle == 0 and self._workers < BACKOFF_ROOM * self.bench.admission.statistics().limit + 1:
+        if idle == 0 and self._may_hire():
             self._workers += 1
             staff.start_soon(self._worker, receive.clone())
+
+    async def _hire_later(
+        self, staff: TaskGroup, send: MemoryObjectSendStream[Item], receive: MemoryObjectReceiveStream[Item]
+    ) -> None:
+        """While the reader waits for a worker the reason not to hire one may pass."""
+        while True:
+            with anyio.move_on_after(HIRE_EVERY_S):
+                await self._read_all.wait()
+                return
+            if self._offering:
+                self._hire(staff, send, receive)
+
+    def _may_hire(self) -> bool:
+        admission = self.bench.admission
+        if self._workers < BACKOFF_ROOM * admission.statistics().limit + 1:
+            return True
+        # All of them may wait for one slow model, while the jobs of a fast one stand behind them in the file.
+        return admission.room_for_others and self._workers < MAX_WAITING_JOBS and self._held_bytes < MAX_WAITING_BYTES
 
     # ── Workers ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -121,7 +152,10 @@ class Pipeline:
             async for item in receive:
                 if self.drain.asked:
                     return
+                size = item.size_bytes if isinstance(item, Job) else 0
+                self._held_bytes += size
                 await self._one(item)
+                self._held_bytes -= size
 
     async def _one(self, item: Item) -> None:
         try:
@@ -132,7 +166,11 @@ class Pipeline:
         except AdmissionClosed:
             return  # the run drains: the job stays for the next one
         except StopRun as stop:
-            self.drain.ask(4, f"{stop.fault.kind.value}: {self.bench.redactor.redact(stop.fault.message)}")
+            text = f"{stop.fault.kind.value}: {self.bench.redactor.redact(stop.fault.message)}"
+            if stop.only is None:
+                self.drain.ask(4, text)
+            else:
+                self.drain.note(4, f"no endpoint is left for {stop.only}: {text}")
         self._check_limits()
 
     def _check_limits(self) -> None:

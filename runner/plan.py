@@ -45,6 +45,8 @@ class Plan:
         """
         if simulate is not None and settings.base_url is not None:
             raise UsageError("--simulate and --base-url contradict each other")
+        if settings.base_url is not None and settings.endpoints:
+            raise UsageError("a base URL and endpoints contradict each other: give the endpoint's own base_url")
         if out == "":
             raise UsageError("--out names no folder")
         if settings.max_cost is not None and not settings.prices:

@@ -27,15 +27,17 @@ class Retry(NamedTuple):
     reason: str  # the fault's kind
     message: str
     status: int | None
+    endpoint: str | None = None
 
 
 @dataclass(slots=True)
 class History:
     """What happened to one job before and between its attempts."""
 
-    endpoint: str
     model: str | None
     """The model asked for; the record prefers the one that answered."""
+    endpoint: str | None = None
+    """Where the last attempt went."""
     attempts: int = 0
     queue_s: float = 0.0
     """From being read to the last attempt's admission, backoff included."""

@@ -25,11 +25,12 @@ THROTTLED_CAP_S: Final = 5.0
 
 
 class AttemptFailed(Exception):
-    """Raised by one attempt of a job, for tenacity."""
+    """Raised by one attempt of a job, for tenacity. `elsewhere`: its endpoint is out of use, and there is another."""
 
-    def __init__(self, fault: Fault) -> None:
+    def __init__(self, fault: Fault, *, elsewhere: bool = False) -> None:
         super().__init__(fault.message)
         self.fault = fault
+        self.elsewhere = elsewhere
 
 
 def retrying(max_attempts: int, *, rng: random.Random, sleep: Callable[[float], Awaitable[None]]) -> AsyncRetrying:
@@ -52,23 +53,31 @@ class _Policy:
         self._throttled = 0
 
     def retry(self, state: RetryCallState) -> bool:
-        fault = _fault(state)
-        if fault is None:
+        failed = _failure(state)
+        if failed is None:
             return False
-        if fault.row.throttle:
+        if failed.elsewhere:  # no fault of the job's: it happens once for each endpoint
+            return True
+        if failed.fault.row.throttle:
             self._throttled += 1
         else:
             self._failed += 1
-        return fault.retry
+        return failed.fault.retry
 
     def stop(self, state: RetryCallState) -> bool:
+        failed = _failure(state)
+        if failed is not None and failed.elsewhere:
+            return False
         if self._max == 1:
             return True
         return self._failed >= self._max or self._throttled >= self._max * THROTTLED_ATTEMPTS_FACTOR
 
     def wait(self, state: RetryCallState) -> float:
-        fault = _fault(state)
-        assert fault is not None
+        failed = _failure(state)
+        assert failed is not None
+        if failed.elsewhere:
+            return 0.0
+        fault = failed.fault
         failures = self._throttled if fault.row.throttle else self._failed
         # 2**7 × 0.5 s passes the cap; a larger exponent would only overflow.
         cap_s = THROTTLED_CAP_S if fault.row.throttle else BACKOFF_CAP_S
@@ -76,7 +85,7 @@ class _Policy:
         return (fault.retry_after_s or 0.0) + self._rng.uniform(0.0, ceiling)
 
 
-def _fault(state: RetryCallState) -> Fault | None:
-    """The fault of the attempt that just ended; None if it ended well or with anything else, cancellation included."""
+def _failure(state: RetryCallState) -> AttemptFailed | None:
+    """How the attempt that just ended failed; None if it ended well or with anything else, cancellation included."""
     error = state.outcome.exception() if state.outcome is not None else None
-    return error.fault if isinstance(error, AttemptFailed) else None
+    return error if isinstance(error, AttemptFailed) else None

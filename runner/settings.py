@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -51,10 +51,11 @@ def parse_duration(value: Any) -> Any:
 Duration = Annotated[float, BeforeValidator(parse_duration), Field(gt=0, allow_inf_nan=False)]
 Rate = Annotated[float, Field(gt=0, le=1e12, allow_inf_nan=False)]
 Money = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+StreamOptions = Literal["openai", "usage", "none"]
 
 
-class Price(BaseModel):
-    """What a model costs, in one currency per million tokens."""
+class TierPrice(BaseModel):
+    """What a model costs in one service tier, in one currency per million tokens."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -62,6 +63,15 @@ class Price(BaseModel):
     output: Money
     cached_input: Money | None = None
     """None: cached tokens cost what other input does."""
+
+
+class Price(TierPrice):
+    """What a model costs, and what in other service tiers than the default one."""
+
+    flex: TierPrice | None = None
+    """None: as the default tier."""
+    priority: TierPrice | None = None
+    """None: unknown, since it is dearer."""
 
 
 class ModelLimits(BaseModel):
@@ -83,6 +93,54 @@ class ModelLimits(BaseModel):
     """Tokens in 24 hours."""
     concurrency: int | None = Field(default=None, ge=1, le=MAX_CONCURRENCY)
     """Streams at once."""
+
+
+class EndpointSettings(BaseModel):
+    """One of several servers, or keys of one server, that share a run's jobs."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    """What records and summaries call it."""
+    base_url: str = DEFAULT_BASE_URL
+    """For kind "azure" the resource's endpoint, e.g. https://RESOURCE.openai.azure.com."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """Name of the environment variable that holds its key."""
+    kind: Literal["openai", "azure"] = "openai"
+    """"azure": Azure's dated API, with deployments in its paths; its v1 API is "openai"."""
+    api_version: str | None = Field(default=None, min_length=1)
+    """Of kind "azure"."""
+    models: dict[str, str] = Field(default_factory=dict)
+    """The models it serves, each with its name there (a deployment, a vendor's prefix). A list: under their own names.
+    Empty: all of them."""
+    stream_options: StreamOptions | None = None
+    """What to ask of a stream there; None: what the run asks."""
+    rpm: Rate | None = None
+    """Requests a minute, of all models."""
+    tpm: Rate | None = None
+    """Tokens a minute, of all models."""
+    concurrency: int | None = Field(default=None, ge=1, le=MAX_CONCURRENCY)
+    """Streams at once; None: the run's own rule, for this endpoint apart where it is "auto"."""
+    limits: dict[str, ModelLimits] | None = None
+    """By model, as above; None: the run's."""
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        return {name: name for name in value} if isinstance(value, list) else value
+
+    @field_validator("base_url")
+    @classmethod
+    def _http_url(cls, value: str) -> str:
+        if problem := problem_with_url(value):
+            raise ValueError(problem)
+        return value
+
+    @model_validator(mode="after")
+    def _dated(self) -> EndpointSettings:
+        if (self.kind == "azure") != (self.api_version is not None):
+            raise ValueError('kind "azure" needs an api_version, and no other kind has one')
+        return self
 
 
 ANY_MODEL: Final = "*"
@@ -132,7 +190,7 @@ class Settings(BaseSettings):
     """Between two deltas; keep-alive comments don't count."""
     total_timeout: Duration = 1800.0
     """One attempt, from sending to its end."""
-    stream_options: Literal["openai", "usage", "none"] = "openai"
+    stream_options: StreamOptions = "openai"
     """What to ask of a stream: "openai": usage, and no padding of deltas; "usage": usage alone; "none": for servers
     that refuse the field."""
     fail_on: frozenset[str] = frozenset()
@@ -161,6 +219,12 @@ class Settings(BaseSettings):
     """Of run.log."""
     seed: int | None = Field(default=None, ge=0)
     """Seed of the jitter in backoff; None: a fresh one, which the manifest names."""
+    flex_fallback: bool = False
+    """Send a job whose service_tier is flex again in the default tier, once flex has no room for it."""
+    primer_first: bool = False
+    """Of the jobs with one prompt_cache_key send one first, and the rest when its answer begins."""
+    endpoints: tuple[EndpointSettings, ...] = ()
+    """Several servers or keys to share the jobs among, instead of `base_url` and `api_key_env`."""
     limits: dict[str, ModelLimits] = Field(default_factory=dict)
     """By model name; the longest name that the model asked for begins with counts, "*" is for all others."""
     prices: dict[str, Price] = Field(default_factory=dict)
@@ -178,6 +242,14 @@ class Settings(BaseSettings):
     def _http_url(cls, value: str | None) -> str | None:
         if value is not None and (problem := problem_with_url(value)):
             raise ValueError(problem)
+        return value
+
+    @field_validator("endpoints")
+    @classmethod
+    def _named_apart(cls, value: tuple[EndpointSettings, ...]) -> tuple[EndpointSettings, ...]:
+        names = [endpoint.name for endpoint in value]
+        if len(set(names)) < len(names):
+            raise ValueError("two endpoints have the same name")
         return value
 
     @field_validator("fail_on", mode="before")

@@ -90,6 +90,8 @@ def _rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
         speed = f"{run['jobs_per_s']:,.1f} jobs/s, {run['output_tokens_per_s']:,.0f} tok/s"
         used = "".join(f", {share:.0%} of {name.upper()} used" for name, share in run.get("allowance_used", {}).items())
         rows.append(("time", f"{run['elapsed_s']:.1f} s, {speed}; limited by {run['limited_by']}{used}"))
+    for name, each in run.get("limits", {}).get("endpoints", {}).items():
+        rows.append((f"  {for_line(name)}", f"{each['requests']:,} requests, {each['state']}"))
     rows.append(("output", str(run["folder"])))
     if run["ended"] != "complete":
         rows.append(("ended", for_line(run["ended"])))

@@ -1,4 +1,4 @@
-"""Where a run sends and with which key: decided once, visibly, before anything is sent."""
+"""Where a run sends and with which keys: decided once, visibly, before anything is sent."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from runner.errors import UsageError
-from runner.settings import DEFAULT_BASE_URL, Settings, problem_with_url
+from runner.settings import DEFAULT_BASE_URL, EndpointSettings, Settings, problem_with_url
 
 _NO_KEY = "no-key"
 
@@ -19,14 +19,18 @@ class Target(NamedTuple):
     api_key: str
     origin: str  # where the URL came from, for the first line a user sees
     simulated: bool = False
+    settings: EndpointSettings | None = None
+    """What was said of it, where it is one of `endpoints`."""
 
 
-def resolve(settings: Settings, env: Mapping[str, str] = os.environ) -> Target:
-    """The endpoint that settings and environment name.
+def resolve(settings: Settings, env: Mapping[str, str] = os.environ) -> list[Target]:
+    """The endpoints that settings and environment name: one, or those of `endpoints`.
 
     Raises:
-        UsageError: there is no key for OpenAI (nothing is simulated unasked), or the URL can't be used.
+        UsageError: there is no key for OpenAI (nothing is simulated unasked), or a URL can't be used.
     """
+    if settings.endpoints:
+        return [_one_of_several(each, env) for each in settings.endpoints]
     key = env.get(settings.api_key_env, "").strip()
     url, origin = settings.base_url, "--base-url"
     if url is None and env.get("OPENAI_BASE_URL"):
@@ -35,10 +39,34 @@ def resolve(settings: Settings, env: Mapping[str, str] = os.environ) -> Target:
             raise UsageError(f"environment variable OPENAI_BASE_URL: {problem}")
     if url is not None:
         # Local servers mostly want no key.
-        return Target(url, key or _NO_KEY, origin)
+        return [Target(url, key or _NO_KEY, origin)]
     if not key:
         raise UsageError(
             f"no API key: the environment variable {settings.api_key_env} is not set. Set it, or name an "
             "OpenAI-compatible server with --base-url URL, or try everything without key and network: --simulate"
         )
-    return Target(DEFAULT_BASE_URL, key, "default")
+    return [Target(DEFAULT_BASE_URL, key, "default")]
+
+
+def _one_of_several(endpoint: EndpointSettings, env: Mapping[str, str]) -> Target:
+    key = env.get(endpoint.api_key_env, "").strip()
+    if not key and (endpoint.base_url == DEFAULT_BASE_URL or endpoint.kind == "azure"):
+        raise UsageError(
+            f"endpoint {endpoint.name}: no API key: the environment variable {endpoint.api_key_env} is not set"
+        )
+    return Target(endpoint.base_url, key or _NO_KEY, "endpoints", settings=endpoint)
+
+
+def simulated(settings: Settings, base_url: str) -> list[Target]:
+    """The same with a simulator in the place of every endpoint."""
+    if not settings.endpoints:
+        return [Target(base_url, "simulated-key", "--simulate", simulated=True)]
+    return [
+        Target(base_url, f"simulated-key-{each.name}", "--simulate", simulated=True, settings=_plain(each))
+        for each in settings.endpoints
+    ]
+
+
+def _plain(endpoint: EndpointSettings) -> EndpointSettings:
+    """The simulator has no dated API."""
+    return endpoint.model_copy(update={"kind": "openai", "api_version": None})

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
+    from runner.endpoints import Endpoint
+    from runner.faults import Fault
     from runner.lanes import Lane
 
 
@@ -18,11 +20,25 @@ class NeverFits(Exception):
     """Raised when a job needs more tokens than the limit gives in its whole window."""
 
 
+class NotServed(Exception):
+    """Raised when no endpoint of the pool serves the model."""
+
+
+class AllDisabled(Exception):
+    """Raised when every endpoint that serves the model has been disabled; `fault` is what disabled the last."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(fault.message)
+        self.fault = fault
+
+
 class Need(NamedTuple):
     """What an attempt is expected to use, in tokens."""
 
     input_tokens: int
     output_tokens: int
+    guessed: bool = False
+    """Whether the output is a guess, since the job names no maximum."""
 
     @property
     def tokens(self) -> int:
@@ -37,16 +53,18 @@ class Measure(NamedTuple):
     label: str  # for people
     of: Callable[[Need], float]
     window_s: float
+    counts_tokens: bool = True
+    counts_output: bool = True
 
 
 MEASURES: Final = (
     # Tokens before requests: no request is spent while tokens are awaited.
     Measure("tpd", "tokens a day", lambda need: need.tokens, 86_400.0),
     Measure("tpm", "tokens", lambda need: need.tokens, 60.0),
-    Measure("input_tpm", "input tokens", lambda need: need.input_tokens, 60.0),
+    Measure("input_tpm", "input tokens", lambda need: need.input_tokens, 60.0, counts_output=False),
     Measure("output_tpm", "output tokens", lambda need: need.output_tokens, 60.0),
-    Measure("rpd", "requests a day", lambda need: 1, 86_400.0),
-    Measure("rpm", "requests", lambda need: 1, 60.0),
+    Measure("rpd", "requests a day", lambda need: 1, 86_400.0, counts_tokens=False),
+    Measure("rpm", "requests", lambda need: 1, 60.0, counts_tokens=False),
 )
 BY_NAME: Final = {measure.name: measure for measure in MEASURES}
 
@@ -64,6 +82,14 @@ class Ticket:
     """Requests that the lane had admitted by then, this one included."""
     nth_token: int
     """…and their tokens."""
-    probe: bool = False
+    answered: bool = False
+    """Whether a good status has come."""
+    accepted: bool = False
+    """Whether that counts: see `Lane.accepted`."""
     settled: bool = False
     released: bool = False
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Where it goes."""
+        return self.lane.endpoint

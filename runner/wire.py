@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from runner.jobs import Api, Job
 
-StreamOptions = Literal["openai", "usage", "none"]
+if TYPE_CHECKING:
+    from runner.settings import StreamOptions
 
 
-def encode_body(job: Job, *, model: str | None, stream_options: StreamOptions) -> bytes:
-    """The bytes to post. `model` is for a line that names none; what the line says always wins."""
+def encode_body(
+    job: Job,
+    *,
+    model: str | None,
+    stream_options: StreamOptions,
+    renamed: str | None = None,
+    service_tier: str | None = None,
+) -> bytes:
+    """The bytes to post. `model` is for a line that names none; what the line says always wins.
+
+    But for `renamed`, what the model is called at the endpoint, and `service_tier`, where the line's had no room.
+    """
     body = job.body if "model" in job.body or model is None else {"model": model, **job.body}
+    if renamed is not None:
+        body = {**body, "model": renamed}
+    if service_tier is not None:
+        body = {**body, "service_tier": service_tier}
     if job.api is Api.EMBEDDINGS:
         return orjson.dumps(body)
     body = {**body, "stream": job.stream}

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -27,30 +27,36 @@ from runner.client import Client
 from runner.costs import cost_of
 from runner.deadlines import Deadlines
 from runner.deltas import Delta
+from runner.endpoints import Endpoint
 from runner.errors import OutputError
 from runner.faults import Fault, FaultKind
 from runner.jobs import Job, Rejected
 from runner.journal import Journal
 from runner.metrics import RunMetrics
 from runner.outcome import Completed, Failed, Outcome, Usage
+from runner.primers import Primers
 from runner.progress import Echo
 from runner.records import History, Retry
 from runner.redact import Redactor
 from runner.reservation import Reservation
 from runner.retries import AttemptFailed, retrying
 from runner.settings import Settings
-from runner.tickets import AdmissionClosed, Need, NeverFits, Ticket
+from runner.tickets import AdmissionClosed, AllDisabled, Need, NeverFits, NotServed, Ticket
 from runner.wire import choices_of, encode_body
 
 log = logging.getLogger(__name__)
 
 
 class StopRun(Exception):
-    """Raised when a job met a fault that no other job could escape; the run drains."""
+    """Raised when a job met a fault that no other job could escape; the run drains.
 
-    def __init__(self, fault: Fault) -> None:
+    `only`: it holds for the jobs of one model; what other endpoints serve goes on.
+    """
+
+    def __init__(self, fault: Fault, *, only: str | None = None) -> None:
         super().__init__(fault.message)
         self.fault = fault
+        self.only = only
 
 
 @dataclass(slots=True)
@@ -58,8 +64,8 @@ class Bench:
     """What every worker shares: the parts of one run."""
 
     settings: Settings
-    client: Client
-    endpoint: str
+    clients: Mapping[str, Client]
+    """By the endpoint's name."""
     admission: Admission
     journal: Journal
     metrics: RunMetrics
@@ -68,6 +74,10 @@ class Bench:
     rng: random.Random
     sleep: Callable[[float], Awaitable[None]]
     """Sleeps a backoff; raises when the run drains."""
+    notify: Callable[[str], None] = lambda text: None
+    """Tells the user something at once."""
+    primers: Primers | None = None
+    """Where jobs wait for the one that primes the cache; None: nobody does."""
     echo: Echo | None = None
     resumed: bool = False
     """Whether deltas of an earlier run are in the folder: a job's first attempt then voids them."""
@@ -98,15 +108,23 @@ class _JobRun:
         self._bench = bench
         self._job = job
         settings = bench.settings
-        self._content = b""
+        self._contents: dict[tuple[str | None, ...], bytes] = {}
+        self._service_tier: str | None = None
+        """Another than the line's, once its own had no room."""
         self._need = Need(0, 0)
         self._guessed = 0
         self._ticket: Ticket | None = None
         self._deadlines = Deadlines(settings.first_token_timeout, settings.idle_timeout, settings.total_timeout)
         model = job.body.get("model", settings.model)
-        self._history = History(bench.endpoint, model if isinstance(model, str) else None)
+        self._history = History(model if isinstance(model, str) else None)
+        key = job.body.get("prompt_cache_key")
+        self._cache_key = key if isinstance(key, str) else None
+        self._primes = False
+        """Whether others wait for its answer to begin."""
         self._read_at = time.monotonic()
         self._last: Attempted | None = None
+        self._elsewhere = False
+        """Whether the last attempt failed in a way that only its endpoint can't be used any more."""
         self._seq = 0
         self._id_json = orjson.dumps(job.id)
 
@@ -114,23 +132,48 @@ class _JobRun:
         """The job's way, start to end."""
         try:
             self._prepare()
-            outcome = await self._attempts()
+            outcome = await self._primed()
         except (AdmissionClosed, OutputError):
             raise
         except Exception as error:  # a defect of ours in one job must not take the others with it
             log.exception("internal error", extra={"job": self._job.id})
             outcome = Failed(Fault(FaultKind.INTERNAL, f"{type(error).__name__}: {error}"))
         if isinstance(outcome, Failed) and outcome.fault.row.stops_run:
-            raise StopRun(outcome.fault)
+            raise StopRun(outcome.fault, only=self._history.model if self._bench.admission.usable else None)
         await self._finish(outcome)
 
     def _prepare(self) -> None:
-        settings = self._bench.settings
-        self._content = encode_body(self._job, model=settings.model, stream_options=settings.stream_options)
         default = self._bench.reservation.output_tokens(self._history.model)
         estimate = tokens.estimate(self._job, default_output_tokens=default)
         self._guessed = estimate.guessed
-        self._need = Need(estimate.input_tokens, estimate.output_tokens)
+        self._need = Need(estimate.input_tokens, estimate.output_tokens, guessed=estimate.guessed > 0)
+
+    def _content(self, endpoint: Endpoint) -> bytes:
+        """The body as this endpoint is to get it, encoded once."""
+        settings = self._bench.settings
+        renamed, options = endpoint.name_of(self._history.model), endpoint.stream_options or settings.stream_options
+        key = (renamed, options, self._service_tier)
+        if key not in self._contents:
+            self._contents[key] = encode_body(
+                self._job,
+                model=settings.model,
+                stream_options=options,
+                renamed=renamed,
+                service_tier=self._service_tier,
+            )
+        return self._contents[key]
+
+    async def _primed(self) -> Outcome:
+        """Its attempts, after those of the job that primes the server's cache for it."""
+        primers, key = self._bench.primers, self._cache_key
+        if primers is None or key is None:
+            return await self._attempts()
+        self._primes = await primers.wait(key)
+        try:
+            return await self._attempts()
+        finally:
+            if self._primes:
+                primers.ended(key)
 
     # ── Attempts ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -141,19 +184,26 @@ class _JobRun:
                 with attempt:
                     outcome = await self._attempt()
                     if isinstance(outcome, Failed):
-                        raise AttemptFailed(outcome.fault)
+                        raise AttemptFailed(outcome.fault, elsewhere=self._elsewhere)
         except AttemptFailed:
             assert self._last is not None
             return self._last.outcome
+        except AllDisabled as error:
+            return Failed(error.fault)
         except NeverFits as error:
             return Failed(Fault(FaultKind.NEVER_FITS, str(error)))
+        except NotServed as error:
+            return Failed(Fault(FaultKind.NOT_SERVED, str(error)))
         return outcome
 
     async def _attempt(self) -> Outcome:
         bench, history = self._bench, self._history
         if self._last is not None:
             self._note_retry(self._last)
-        ticket = self._ticket = await bench.admission.acquire(history.model, self._need)
+        ticket = self._ticket = await bench.admission.acquire(
+            history.model, self._need, key=self._cache_key, avoid=self._ticket.endpoint if self._ticket else None
+        )
+        history.endpoint = ticket.endpoint.name
         used: Usage | None = None
         try:
             history.queue_s = time.monotonic() - self._read_at
@@ -169,21 +219,25 @@ class _JobRun:
         return self._last.outcome
 
     async def _send(self, ticket: Ticket) -> Attempted:
-        bench = self._bench
+        bench, history = self._bench, self._history
         attempted = await run_attempt(
-            bench.client,
+            bench.clients[ticket.endpoint.name].serving(ticket.endpoint.name_of(history.model) or history.model),
             self._job,
-            self._content,
+            self._content(ticket.endpoint),
             choices=choices_of(self._job),
             deadlines=self._deadlines,
             sink=self,
             on_headers=self._headers_came,
         )
         outcome = attempted.outcome
-        if isinstance(outcome, Failed):
-            self._failed(ticket, outcome.fault)
-        elif not attempted.chunks and outcome.usage is not None:
-            bench.admission.received(outcome.usage.output_tokens)
+        fault = outcome.fault if isinstance(outcome, Failed) else None
+        bench.admission.concluded(ticket, fault)
+        if fault is not None:
+            self._failed(ticket, fault)
+        elif not attempted.chunks:
+            bench.admission.received(ticket, outcome.usage.output_tokens if outcome.usage is not None else 0)
+        if fault is None and self._primes:
+            self._answer_begins()
         return attempted
 
     def _headers_came(self, response: httpx2.Response) -> None:
@@ -197,13 +251,32 @@ class _JobRun:
         if fault.row.throttle:
             ramp = fault.kind is FaultKind.SLOW_DOWN
             bench.admission.throttled(ticket, fault.limits, fault.retry_after_s, ramp=ramp)
+        if (
+            fault.kind is FaultKind.CAPACITY
+            and bench.settings.flex_fallback
+            and self._job.body.get("service_tier") == "flex"
+        ):
+            self._service_tier = "default"
+        self._elsewhere = fault.row.stops_run and self._disabled(ticket.endpoint, fault)
+
+    def _disabled(self, endpoint: Endpoint, fault: Fault) -> bool:
+        """Puts an endpoint out of use that no job can use; True if there is another for this one."""
+        bench = self._bench
+        first, message = not endpoint.disabled, bench.redactor.redact(fault.message)
+        others = bench.admission.disable(endpoint, fault, self._history.model)
+        if first and len(bench.clients) > 1:
+            log.warning("endpoint disabled", extra={"endpoint": endpoint.name, "fault": fault.kind.value})
+            bench.notify(f"endpoint {endpoint.name} is out of use: {fault.kind.value}: {message}")
+        return others
 
     def _note_retry(self, attempted: Attempted) -> None:
         outcome = attempted.outcome
         assert isinstance(outcome, Failed)
         fault = outcome.fault
         message = self._bench.redactor.redact(fault.message)
-        self._history.retries.append(Retry(self._history.attempts, fault.kind.value, message, fault.status))
+        self._history.retries.append(
+            Retry(self._history.attempts, fault.kind.value, message, fault.status, self._history.endpoint)
+        )
 
     # ── Deltas ───────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -236,10 +309,18 @@ class _JobRun:
         self._seq += 1
         if delta.kind.is_content:
             bench.metrics.delta()
-            bench.admission.received()
+            assert self._ticket is not None
+            bench.admission.received(self._ticket)
+            if self._primes:
+                self._answer_begins()
         # Of several choices the first is echoed: side by side their words would make no sense.
         if bench.echo is not None and delta.text and not delta.payload.get("index"):
             bench.echo.text(self._job.id, delta.text)
+
+    def _answer_begins(self) -> None:
+        assert self._bench.primers is not None
+        assert self._cache_key is not None
+        self._bench.primers.begun(self._cache_key)
 
     @property
     def has_room(self) -> bool:
@@ -270,8 +351,9 @@ class _JobRun:
     def _record(self, outcome: Outcome) -> dict[str, Any]:
         bench = self._bench
         completed = isinstance(outcome, Completed)
-        model = outcome.body.get("model") if isinstance(outcome, Completed) else None
-        cost = cost_of(outcome.usage, model or self._history.model, bench.settings.prices)
+        answer = outcome.body if isinstance(outcome, Completed) else {}
+        model = answer.get("model") or self._history.model
+        cost = cost_of(outcome.usage, model, bench.settings.prices, tier=answer.get("service_tier"))
         if completed and self._guessed and outcome.usage is not None:
             bench.reservation.observe(self._history.model, outcome.usage.output_tokens // self._guessed)
         unwanted = self._unwanted(outcome) if isinstance(outcome, Completed) else None

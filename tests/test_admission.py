@@ -28,7 +28,7 @@ class Gate:
         # A lane whose limits nobody knows starts slowly; most tests aren't about that.
         known = {"*": ModelLimits(rpm=1e9)}
         limits = limits or (None if ramp or rpm else known)
-        self.admission = Admission(rpm=rpm, tpm=tpm, concurrency=slots, clock=clock, limits=limits)
+        self.admission = Admission.of_one(rpm=rpm, tpm=tpm, concurrency=slots, clock=clock, limits=limits)
         self.log = []
 
     async def acquire(self, tokens=1, model="m"):
@@ -171,6 +171,113 @@ def test_a_job_larger_than_a_minute_never_fits():
         await gate.job("fits", 60_000)
 
     in_gate(body, tpm=60_000)
+
+
+def test_a_guess_at_the_output_shrinks_to_what_a_minute_gives_but_what_was_asked_for_never_fits():
+    async def body(gate):
+        ticket = await gate.admission.acquire("m", Need(100, 1024, guessed=True))
+        assert ticket.need.tokens == 500
+        gate.admission.release(ticket)
+        for need in (Need(100, 1024), Need(600, 1024, guessed=True)):
+            with pytest.raises(NeverFits):
+                await gate.admission.acquire("m", need)
+
+    in_gate(body, tpm=500)
+    in_gate(body, limits={"m": ModelLimits(tpm=500, rpm=1e9, input_tpm=550)})
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_in_permanent_overload_probes_go_and_nothing_else_even_if_it_is_said_inside_the_answers(late):
+    sent: list[float] = []
+
+    async def body(gate):
+        async def jobs():
+            while anyio.current_time() - start < 600:
+                ticket = await gate.acquire()
+                sent.append(anyio.current_time())
+                await anyio.sleep(0.1)
+                if late:
+                    gate.admission.answered(ticket, RateLimits())
+                    await anyio.sleep(0.2)
+                gate.throttled(ticket, None)
+                gate.admission.release(ticket)
+
+        start = anyio.current_time()
+        async with anyio.create_task_group() as tasks:
+            for _ in range(50):
+                tasks.start_soon(jobs)
+
+    in_gate(body, concurrency=50)
+    # The first 50, then one after each of 1, 2, 4, … 60 s, and those who wait for the last.
+    assert len(sent) <= 50 + 20 + 50
+
+
+def test_a_server_that_refused_late_is_believed_at_the_first_content():
+    async def body(gate):
+        ticket = await gate.acquire()
+        gate.admission.answered(ticket, RateLimits())
+        gate.throttled(ticket, 1.0)
+        gate.admission.release(ticket)
+        probe = await gate.acquire()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(gate.job)
+            gate.admission.answered(probe, RateLimits())
+            await anyio.sleep(5)
+            assert gate.log == []
+            gate.admission.received(probe)
+            await anyio.sleep(0.01)
+            assert len(gate.log) == 1
+        gate.admission.release(probe)
+
+    in_gate(body)
+
+
+def test_models_at_one_endpoint_take_turns_at_its_slots():
+    async def body(gate):
+        order = []
+
+        async def job(model):
+            ticket = await gate.acquire(model=model)
+            order.append(model)
+            await anyio.sleep(1)
+            gate.admission.release(ticket)
+
+        async with anyio.create_task_group() as tasks:
+            for model in "aaaaaaaaaabbbbbbbbbbcccccccccc":
+                tasks.start_soon(job, model)
+        assert max(order[:15].count(model) for model in "abc") <= 7
+
+    in_gate(body, concurrency=2)
+
+
+def test_a_waiting_job_learns_that_it_never_fits_but_not_from_one_header_alone():
+    low = RateLimits(tokens=Allowance(1000.0))
+
+    async def body(gate):
+        refused = []
+
+        async def big():
+            try:
+                ticket = await gate.acquire(5000)
+                gate.admission.release(ticket)
+            except NeverFits as error:
+                refused.append(str(error))
+
+        ticket = await gate.acquire()
+        gate.admission.answered(ticket, low)
+        gate.admission.release(ticket)
+        with anyio.move_on_after(1):
+            await gate.acquire(5000)
+        assert refused == []
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(big)
+            await anyio.sleep(1)
+            for _ in range(2):
+                gate.admission.answered(ticket, low)
+            await anyio.sleep(1)
+            assert refused == ["needs about 5000 tokens, and the limit is 1000 a minute"]
+
+    in_gate(body)
 
 
 def test_after_a_429_one_probe_goes_and_then_the_rest():

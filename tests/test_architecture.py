@@ -15,9 +15,11 @@ from tests.process import ROOT, environment
 PACKAGE = ROOT / "runner"
 PURE = (
     "accumulate",
+    "breaker",
     "costs",
     "deltas",
     "digests",
+    "endpoints",
     "errors",
     "escape",
     "faults",

@@ -72,6 +72,20 @@ async def test_limits_of_a_model_count_for_its_jobs(tmp_path):
     limits = {"small": ModelLimits(rpm=2), "*": ModelLimits(tpm=100)}
     found, text = await checked(tmp_path, *lines, limits=limits)
     assert found.minutes(Settings(limits=limits)) == pytest.approx((1024 + 8) / 100, rel=0.01)
-    assert found.never_fit == 1
+    assert found.never_fit == 0  # a guess is cut to what fits
     assert "at least 10m" in text
-    assert found.loads["small"].minutes == 5
+    assert found.loads["small",].minutes == 5
+
+
+async def test_what_several_endpoints_allow_adds_up(tmp_path):
+    endpoints = (
+        {"name": "a", "rpm": 10, "limits": {"m": ModelLimits(rpm=30)}},
+        {"name": "b", "models": ["m"], "limits": {"*": ModelLimits(rpm=10, tpm=1000)}},
+    )
+    lines = [{"prompt": "x", "model": "m", "max_tokens": 10}] * 40 + [{"prompt": "x", "model": "other"}]
+    found, text = await checked(tmp_path, *lines, endpoints=endpoints)
+    assert found.loads["a/m", "b/m"].minutes == 2
+    assert found.not_served == 0
+    found, text = await checked(tmp_path, *lines, endpoints=endpoints[1:])
+    assert (found.not_served, found.ok) == (1, False)
+    assert "not served    1" in text

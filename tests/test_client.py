@@ -8,7 +8,7 @@ from typing import Any
 import httpx2
 import pytest
 from aiohttp import web
-from openai import APIConnectionError, AsyncOpenAI, AuthenticationError, DefaultAsyncHttpxClient
+from openai import APIConnectionError, AsyncAzureOpenAI, AsyncOpenAI, AuthenticationError, DefaultAsyncHttpxClient
 
 from runner.client import Client, PreparedOpenAI
 from runner.jobs import Api
@@ -202,3 +202,33 @@ async def test_the_status_of_a_bad_answer_counts_whatever_becomes_of_its_body(st
     server.close()
     fault = fault_of(raised.value)
     assert (fault.status, fault.retry_after_s) == (status, 7)
+
+
+@pytest.mark.parametrize("api", list(Api))
+async def test_azures_dated_api_is_asked_as_the_sdk_asks_it(api):
+    async with listening() as (base_url, seen):
+        resource = base_url.removesuffix("/v1")
+        reference = AsyncAzureOpenAI(
+            azure_endpoint=resource,
+            api_key="key",
+            api_version="2024-10-21",
+            max_retries=0,
+            timeout=None,
+            http_client=DefaultAsyncHttpxClient(transport=Transport(trust_env=False), timeout=None, trust_env=False),
+        )
+        options: Any = {"headers": {"Accept": "text/event-stream", "Accept-Encoding": "identity"}}
+        body = {"model": "my deployment"}
+        await reference.post(api.value, body=body, cast_to=object, options=options)
+        await reference.close()
+        client = Client(base_url=resource, api_key="key", trust_env=False, api_version="2024-10-21")
+        response, stream = await client.serving("my deployment").post(api, CONTENT, stream=True)
+        await stream.aclose()
+        await client.aclose()
+        assert response.status_code == 200
+    theirs, ours = seen
+    assert ours[:2] == theirs[:2]
+    compared = {"api-key", "user-agent", "accept", "x-stainless-lang", "content-type", "accept-encoding"}
+    kept = [{k.lower(): v for k, v in each[2].items() if k.lower() in compared} for each in (ours, theirs)]
+    assert kept[0] == kept[1]
+    assert kept[0]["api-key"] == "key"
+    assert "Authorization" not in ours[2]

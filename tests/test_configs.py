@@ -59,7 +59,7 @@ def priced_as(model: str, settings: Settings) -> str:
 
 
 def test_every_promised_configuration_is_there():
-    assert set(NAMES) == {"default", "simulate", *TIERS, *SERVERS}
+    assert set(NAMES) == {"default", "pool", "simulate", *TIERS, *SERVERS}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -83,7 +83,8 @@ async def test_check_works_with_every_configuration(name, tmp_path):
     settings = loaded(name)
     found, out = await check([str(jobs)], settings), io.StringIO()
     report(found, settings, out)
-    assert found.ok
+    assert found.not_served == (2 if name == "pool" else 0)
+    assert found.ok == (name != "pool")
     assert found.jobs == len(models)
     assert "jobs          3" in out.getvalue()
     assert found.unpriced == (0 if name in TIERS else len(models))
@@ -194,7 +195,7 @@ def test_prices_are_in_dollars_per_million_and_in_their_columns():
 @pytest.mark.parametrize("name", SERVERS)
 def test_openais_key_goes_to_no_other_server(name):
     url = {"base_url": "https://resource.example/openai/v1/"} if name == "azure" else {}
-    target = resolve(load(flags=url, config=name), env={"OPENAI_API_KEY": "openai's"})
+    [target] = resolve(load(flags=url, config=name), env={"OPENAI_API_KEY": "openai's"})
     assert "openai.com" not in target.base_url
     assert target.api_key != "openai's"
 

@@ -185,7 +185,9 @@ def test_a_held_folder_is_private_and_locked(world, tmp_path):
     plan = plan_of(world, tmp_path / "results" / "jobs")
     with held(plan) as fs:
         folder = execute(lambda: open_folder(fs, plan))
-        folder.write_manifest(manifest.new(folder.described(plan), SETTINGS, "http://host/v1", 1, simulated=True))
+        folder.write_manifest(
+            manifest.new(folder.described(plan), SETTINGS, {"host": "http://host/v1"}, 1, simulated=True)
+        )
         write_summary(fs, plan.out, {"counts": {}})
         with pytest.raises(LockedError):
             _hold(plan)

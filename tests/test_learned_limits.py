@@ -100,7 +100,9 @@ class Load:
     async def _run(self, seconds: float, at: dict[float, Callable[[], None]]) -> None:
         clock = asyncio.get_running_loop().time
         slots = AdaptiveConcurrency() if self.concurrency is None else FixedConcurrency(self.concurrency)
-        self.admission = Admission(rpm=self.rpm, tpm=self.tpm, concurrency=slots, clock=clock, limits=self.limits)
+        self.admission = Admission.of_one(
+            rpm=self.rpm, tpm=self.tpm, concurrency=slots, clock=clock, limits=self.limits
+        )
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self.admission.run)
             rng = random.Random(self.seed)
@@ -124,7 +126,7 @@ class Load:
             await anyio.sleep(rng.uniform(0, 0.02))
             if ok:
                 admission.answered(ticket, said)
-                admission.received(10)
+                admission.received(ticket, 10)
                 await anyio.sleep(rng.uniform(0.5, 1.5) * self.answer_s)
                 used = None if self.used is None else Need(0, self.used)
                 admission.settle(ticket, used)  # type: ignore[arg-type]
@@ -252,7 +254,7 @@ def test_a_slow_model_does_not_hold_up_the_start():
 
     async def body() -> list[float]:
         clock = asyncio.get_running_loop().time
-        admission = Admission(rpm=None, tpm=None, concurrency=FixedConcurrency(64), clock=clock)
+        admission = Admission.of_one(rpm=None, tpm=None, concurrency=FixedConcurrency(64), clock=clock)
         admitted: list[float] = []
 
         async def job() -> None:

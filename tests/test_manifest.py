@@ -16,7 +16,9 @@ def described(path="a.jsonl", sha="1" * 64):
 
 
 def new(**kwargs):
-    return manifest.new(described(**kwargs), Settings(), "https://user:pw@host:1/v1?key=s", 7, simulated=False)
+    return manifest.new(
+        described(**kwargs), Settings(), {"name": "https://user:pw@host:1/v1?key=s"}, 7, simulated=False
+    )
 
 
 def test_the_same_file_may_have_changed():
@@ -36,7 +38,7 @@ def test_unchanged_needs_a_known_hash():
     assert manifest.unchanged(new(), described())
     assert not manifest.unchanged(new(), described(sha="2" * 64))
     stdin = manifest.describe_input(["-"], None, None, None)
-    old = manifest.new(stdin, Settings(), "http://h", 1, simulated=True)
+    old = manifest.new(stdin, Settings(), {"name": "http://h"}, 1, simulated=True)
     assert not manifest.unchanged(old, stdin)
     manifest.check_same_input(old, stdin, FOLDER)
 
@@ -65,5 +67,5 @@ def test_it_reads_back():
 
 def test_a_file_name_that_is_no_unicode_can_be_written():
     described = manifest.describe_input(["b\udcff.jsonl"], None, None, None)
-    made = manifest.new(described, Settings(), "http://h", 1, simulated=True)
+    made = manifest.new(described, Settings(), {"name": "http://h"}, 1, simulated=True)
     assert b"b\\\\udcff.jsonl" in manifest.encode(made)

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import anyio
+import httpx2
+import openai
 import orjson
 import pytest
 
@@ -20,9 +22,10 @@ from runner.faults import Fault, FaultKind
 from runner.limits import BACKOFF_ROOM
 from runner.metrics import RunMetrics
 from runner.pipeline import Pipeline
+from runner.primers import Primers
 from runner.redact import Redactor
 from runner.reservation import Reservation
-from runner.settings import Settings
+from runner.settings import ModelLimits, Settings
 from runner.testing.virtual_time import run_virtual
 from runner.worker import Bench
 from tests.scripted import FOREVER, HELLO, ScriptedBody, chat_chunk, sse
@@ -74,14 +77,18 @@ class Server:
     scripts: dict[str, list[Any]] = field(default_factory=dict)
     default: list[Any] = field(default_factory=lambda: [[0.5, HELLO]])
     requests: list[tuple[float, str]] = field(default_factory=list)
+    sent: list[dict[str, Any]] = field(default_factory=list)
     bodies: list[ScriptedBody] = field(default_factory=list)
     in_flight: int = 0
     most: int = 0
 
-    async def post(self, api, content, *, stream):
-        import httpx2
+    def serving(self, model):
+        return self
 
-        prompt = orjson.loads(content)["messages"][0]["content"]
+    async def post(self, api, content, *, stream):
+        sent = orjson.loads(content)
+        self.sent.append(sent)
+        prompt = sent["messages"][0]["content"]
         self.requests.append((asyncio.get_running_loop().time(), prompt))
         scripts = self.scripts.setdefault(prompt, list(self.default))
         script = scripts.pop(0) if len(scripts) > 1 else scripts[0]
@@ -134,16 +141,19 @@ class World:
     async def _run(self) -> None:
         clock = asyncio.get_running_loop().time
         settings = Settings(**self.settings)
-        self.admission = Admission(
-            rpm=settings.rpm, tpm=settings.tpm, concurrency=FixedConcurrency(self.concurrency), clock=clock
+        self.admission = Admission.of_one(
+            rpm=settings.rpm,
+            tpm=settings.tpm,
+            concurrency=FixedConcurrency(self.concurrency),
+            clock=clock,
+            limits=settings.limits,
         )
         self.drain = Drain(self.admission, settings.grace)
         self.journal = ListJournal(self.disk_s, self.full_after)
         self.metrics = RunMetrics(clock, total=None)
         bench = Bench(
             settings=settings,
-            client=self.server,  # type: ignore[arg-type]
-            endpoint="http://h/v1",
+            clients={"endpoint": self.server},  # type: ignore[dict-item]
             admission=self.admission,
             journal=self.journal,  # type: ignore[arg-type]
             metrics=self.metrics,
@@ -151,6 +161,7 @@ class World:
             reservation=Reservation(),
             rng=random.Random(1),
             sleep=self.drain.sleep,
+            primers=Primers(clock) if settings.primer_first else None,
             resumed=self.resumed,
         )
         done = DigestMap()
@@ -440,3 +451,64 @@ def test_a_disk_that_is_behind_is_not_the_servers_fault(world, monkeypatch):
     world.jobs("a").run()
     assert world.records["a"]["error"] is None
     assert world.records["a"]["runner"]["attempts"] == 1
+
+
+def flex_without_room():
+    answer = httpx2.Response(
+        429,
+        json={"error": {"message": "no room", "code": "resource_unavailable"}},
+        request=httpx2.Request("POST", "http://h/v1"),
+    )
+    return openai.RateLimitError("no room", response=answer, body=answer.json()["error"])
+
+
+@pytest.mark.parametrize(("allowed", "tiers"), [(True, ["flex", "default"]), (False, ["flex", "flex"])])
+def test_flex_without_room_falls_back_to_the_default_tier_where_that_is_allowed(world, allowed, tiers):
+    world.settings = {"flex_fallback": allowed, "seed": 1}
+    world.server.scripts["hi"] = [flex_without_room(), [0.1, HELLO]]
+    world.path.write_bytes(
+        orjson.dumps({"id": "a", "messages": [{"role": "user", "content": "hi"}], "service_tier": "flex"})
+    )
+    world.run()
+    assert [body["service_tier"] for body in world.server.sent] == tiers
+    record = world.records["a"]
+    assert record["error"] is None
+    assert [retry["reason"] for retry in record["runner"]["retries"]] == ["capacity_unavailable"]
+
+
+def with_key(i, key):
+    messages = [{"role": "user", "content": f"p{i}"}]
+    return orjson.dumps({"id": f"p{i}", "messages": messages, "prompt_cache_key": key}) + b"\n"
+
+
+def test_with_primer_first_the_fan_out_waits_for_the_first_answer_of_its_key(world):
+    world.settings, world.concurrency = {"primer_first": True}, 10
+    world.server.default = [[2.0, START, 3.0, REST]]
+    world.path.write_bytes(b"".join(with_key(i, "k") for i in range(5)) + with_key(5, "other"))
+    world.run()
+    sent = {prompt: at - world.server.requests[0][0] for at, prompt in world.server.requests}
+    assert sent["p0"] == 0
+    assert sent["p5"] == pytest.approx(0, abs=0.1)
+    assert [sent[f"p{i}"] for i in range(1, 5)] == [pytest.approx(2.0, abs=0.1)] * 4
+    assert len(world.records) == 6
+
+
+def test_a_primer_that_fails_for_good_keeps_nobody_waiting(world):
+    world.settings, world.concurrency = {"primer_first": True, "max_attempts": 1}, 10
+    world.server.scripts["p0"] = [[0.5, OVERLOADED]]
+    world.path.write_bytes(b"".join(with_key(i, "k") for i in range(5)))
+    world.run()
+    assert sum(record["error"] is None for record in world.records.values()) == 4
+
+
+def test_a_slow_model_does_not_hold_up_a_fast_one_that_stands_behind_it_in_the_file(world):
+    world.concurrency = 2
+    world.settings = {"limits": {"slow": ModelLimits(rpm=6), "fast": ModelLimits(rpm=6000)}}
+    lines = [{"id": "first", "prompt": "first", "model": "fast"}]
+    lines += [{"id": f"slow{i}", "prompt": f"slow{i}", "model": "slow"} for i in range(12)]
+    lines += [{"id": f"fast{i}", "prompt": f"fast{i}", "model": "fast"} for i in range(40)]
+    world.path.write_bytes(b"".join(orjson.dumps(line) + b"\n" for line in lines))
+    world.run()
+    sent = {prompt: at - world.server.requests[0][0] for at, prompt in world.server.requests}
+    assert max(at for prompt, at in sent.items() if prompt.startswith("fast")) < 15
+    assert max(sent.values()) == pytest.approx(110, rel=0.05)

@@ -22,7 +22,7 @@ DONE = Completed(BODY, "stop", Usage(10, 5, cached_tokens=4, reasoning_tokens=2)
 
 
 def record(outcome, *, job=None, retries=(), **kwargs) -> Any:
-    history = History("http://h/v1", "m", attempts=1 + len(retries), queue_s=1.5, limiter_wait_s=0.25)
+    history = History("m", "http://h/v1", attempts=1 + len(retries), queue_s=1.5, limiter_wait_s=0.25)
     history.started = datetime(2026, 1, 2, tzinfo=UTC)
     history.retries.extend(retries)
     attempted = Attempted(outcome, status=200, request_id="req", ttft_s=0.1, duration_s=1.0, chunks=3)
@@ -40,7 +40,7 @@ def test_a_success_has_the_batch_shape_and_no_error():
 
 
 def test_runner_says_how_it_went():
-    runner = record(DONE, retries=[Retry(1, "server_error", "boom", 500)], cost=0.5)["runner"]
+    runner = record(DONE, retries=[Retry(1, "server_error", "boom", 500, "b")], cost=0.5)["runner"]
     assert runner["attempts"] == 2
     assert runner["endpoint"] == "http://h/v1"
     assert runner["model"] == "m-2026"  # the one that answered
@@ -49,7 +49,9 @@ def test_runner_says_how_it_went():
     assert runner["icl"]["max"] == 0.4
     assert runner["usage"] == {"input_tokens": 10, "cached_tokens": 4, "output_tokens": 5, "reasoning_tokens": 2}
     assert (runner["cost"], runner["finish"], runner["chunks"]) == (0.5, "stop", 3)
-    assert runner["retries"] == [{"attempt": 1, "reason": "server_error", "message": "boom", "status": 500}]
+    assert runner["retries"] == [
+        {"attempt": 1, "reason": "server_error", "message": "boom", "status": 500, "endpoint": "b"}
+    ]
 
 
 def test_a_refused_request_keeps_the_servers_answer_beside_the_error():

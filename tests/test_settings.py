@@ -23,7 +23,7 @@ def test_default_toml_holds_the_built_in_defaults_and_names_every_setting():
     values = tomllib.loads(text)
     assert Settings(**values) == Settings()
     commented = {line[2:].split(" =")[0] for line in text.splitlines() if line.startswith("# ") and " = " in line}
-    assert set(Settings.model_fields) <= set(values) | commented | {"prices", "limits"}
+    assert set(Settings.model_fields) <= set(values) | commented | {"prices", "limits", "endpoints"}
 
 
 def test_flags_outrank_environment_outranks_file_outranks_defaults(tmp_path, monkeypatch):

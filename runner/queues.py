@@ -1,0 +1,195 @@
+"""Who waits for admission, in which order, and which lane takes whom.
+
+Attempts that may go to the same lanes (one of each endpoint that serves their model) share a queue: first come, first
+served. A lane takes the oldest of those at the head of its queues. Where several lanes could take it at once, the one
+with the lowest load does; a lane that can't (cool-down, no slot, pace) leaves it to the others.
+
+An attempt may stick to one lane (`preferred`, by its prompt_cache_key): the others leave it alone, unless that lane is
+cooling down, broken or disabled, or the attempt has waited STICKY_S.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from runner.lanes import Lane
+    from runner.tickets import Need, NeverFits, Ticket
+
+STICKY_S: Final = 10.0
+"""How long an attempt waits for the endpoint that has its prompt in the cache, before any other will do."""
+
+
+@dataclass(slots=True, eq=False)
+class Waiter:
+    """One attempt that waits."""
+
+    need: Need
+    since_s: float
+    nth: int
+    """Order of arrival over all queues."""
+    queue: Queue
+    turn: asyncio.Future[Ticket]
+    avoided: Lane | None
+    """Where it failed last: taken only if no other can at once."""
+    limited_before_s: dict[Lane, float]
+    """How long the heads of each lane had waited for limits when it came."""
+    lane: Lane | None = None
+    """The lane that is at work on it."""
+
+
+@dataclass(slots=True, eq=False)
+class Queue:
+    """Attempts that may go to the same lanes."""
+
+    lanes: tuple[Lane, ...]
+    preferred: Lane | None
+    waiters: deque[Waiter] = field(default_factory=deque)
+
+    @property
+    def head(self) -> Waiter | None:
+        """The first; those that were cancelled meanwhile are dropped."""
+        while self.waiters and self.waiters[0].turn.done():
+            self.waiters.popleft()
+        return self.waiters[0] if self.waiters else None
+
+    def opens_in(self, lane: Lane, now_s: float) -> float:
+        """Seconds until the lane may take the head; 0 is now, inf as long as nothing changes."""
+        if len(self.lanes) == 1:
+            return math.inf if lane.endpoint.disabled else 0.0
+        wait_s = self._passed_over(lane, now_s)
+        favourite, head = self.preferred, self.head
+        if favourite not in (None, lane) and head is not None and not favourite.away:
+            wait_s = max(wait_s, head.since_s + STICKY_S - now_s)
+        return wait_s
+
+    def _passed_over(self, lane: Lane, now_s: float) -> float:
+        """A broken endpoint gets nothing but a probe, unless there is no other."""
+        if lane.endpoint.disabled:
+            return math.inf
+        wait_s = lane.endpoint.breaker.opens_in(now_s)
+        if wait_s and any(other.endpoint.state == "ok" for other in self.lanes if other is not lane):
+            return wait_s
+        return 0.0
+
+
+class Queues:
+    """All queues of a run."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._queues: dict[tuple[tuple[Lane, ...], Lane | None], Queue] = {}
+        self._arrived = 0
+
+    def put(self, need: Need, lanes: tuple[Lane, ...], preferred: Lane | None, avoided: Lane | None) -> Waiter:
+        """A new attempt, at the end of its queue."""
+        queue = self._queue(lanes, preferred)
+        self._arrived += 1
+        turn: asyncio.Future[Ticket] = asyncio.get_running_loop().create_future()
+        limited = {lane: lane.limited_s for lane in lanes}
+        waiter = Waiter(need, self._clock(), self._arrived, queue, turn, avoided, limited)
+        queue.waiters.append(waiter)
+        self.stir(queue)
+        return waiter
+
+    def _queue(self, lanes: tuple[Lane, ...], preferred: Lane | None) -> Queue:
+        queue = self._queues.get((lanes, preferred))
+        if queue is None:
+            queue = self._queues[lanes, preferred] = Queue(lanes, preferred)
+            for lane in lanes:
+                lane.queues.append(queue)
+        return queue
+
+    def put_back(self, waiter: Waiter) -> None:
+        """An attempt that was taken and couldn't be served: back to its place."""
+        waiter.lane = None
+        waiters = waiter.queue.waiters
+        place = next((i for i, other in enumerate(waiters) if other.nth > waiter.nth), len(waiters))
+        waiters.insert(place, waiter)
+        self.stir(waiter.queue)
+
+    def reroute(self, waiter: Waiter, lane: Lane, refusal: NeverFits) -> None:
+        """The head of a queue doesn't fit in one of its lanes any more: it is for the others, if there are any."""
+        waiter.queue.waiters.popleft()
+        others = tuple(other for other in waiter.queue.lanes if other is not lane)
+        if not others:
+            waiter.turn.set_exception(refusal)
+            return
+        waiter.queue = self._queue(others, waiter.queue.preferred if waiter.queue.preferred in others else None)
+        self.put_back(waiter)
+
+    def take(self, waiter: Waiter, lane: Lane) -> None:
+        """The lane takes the head of a queue; whoever is best suited for the next one is woken."""
+        waiter.queue.waiters.popleft()
+        waiter.lane = lane
+        self.stir(waiter.queue)
+
+    def first_for(self, lane: Lane) -> tuple[Waiter | None, float]:
+        """The oldest attempt that the lane may take; where there is none, the seconds until there is one."""
+        now_s, first, soonest_s = self._clock(), None, math.inf
+        for queue in lane.queues:
+            head = queue.head
+            if head is None:
+                continue
+            wait_s = queue.opens_in(lane, now_s)
+            soonest_s = min(soonest_s, wait_s)
+            if wait_s <= 0 and (first is None or head.nth < first.nth):
+                first = head
+        return first, soonest_s
+
+    def best_for(self, waiter: Waiter, asking: Lane) -> Lane:
+        """Of the lanes that could take it now, `asking` among them, the one with the lowest load."""
+        queue = waiter.queue
+        if len(queue.lanes) == 1:
+            return asking
+        ready = [lane for lane in queue.lanes if lane is asking or self._could(lane, queue)]
+        return min(ready, key=lambda lane: (lane is waiter.avoided, lane.load, lane.endpoint.admitted))
+
+    def _could(self, lane: Lane, queue: Queue) -> bool:
+        return lane.ready and queue.opens_in(lane, self._clock()) <= 0
+
+    def stir(self, queue: Queue) -> None:
+        """There is somebody at the head of a queue, or somebody else: wakes the lane that should look at it.
+
+        Where none is ready all of them look: each knows how long it has to wait.
+        """
+        head = queue.head
+        if head is None:
+            return
+        ready = [lane for lane in queue.lanes if self._could(lane, queue)]
+        if not ready:
+            for lane in queue.lanes:
+                lane.wake()
+            return
+        self.best_for(head, ready[0]).wake()
+
+    def pass_on(self, waiter: Waiter, lane: Lane) -> None:
+        """The lane can't take the first in line now: wakes one that can."""
+        ready = [other for other in waiter.queue.lanes if other is not lane and self._could(other, waiter.queue)]
+        if ready:
+            self.best_for(waiter, ready[0]).wake()
+
+    def stir_all(self, lane: Lane) -> None:
+        """A lane's state changed: what it leaves alone is for the others, and the other way round."""
+        for queue in lane.queues:
+            for other in queue.lanes:
+                other.wake()
+
+    def empty(self) -> list[Waiter]:
+        """Takes everybody out."""
+        waiters = [waiter for queue in self._queues.values() for waiter in queue.waiters]
+        for queue in self._queues.values():
+            queue.waiters.clear()
+        return waiters
+
+    @property
+    def one_is_idle(self) -> bool:
+        """Whether some have waiting attempts while others, known from before, have none."""
+        lengths = [queue.head is None for queue in self._queues.values()]
+        return any(lengths) and not all(lengths)
