@@ -234,6 +234,11 @@ class Admission:
         """Whether slots are free that attempts in other queues than those that wait could use."""
         return self._whole.has_room and self._queues.one_is_idle
 
+    @property
+    def limit(self) -> int:
+        """Slots as of now, of all endpoints."""
+        return min(self._whole.concurrency.limit, sum(each.gate.concurrency.limit for each in self._endpoints.values()))
+
     def statistics(self) -> AdmissionStatistics:
         """A snapshot."""
         now = self._clock()
@@ -244,7 +249,7 @@ class Admission:
         return AdmissionStatistics(
             waiting=len(self._waiting),
             in_flight=self._whole.in_flight,
-            limit=min(self._whole.concurrency.limit, sum(each.gate.concurrency.limit for each in endpoints)),
+            limit=self.limit,
             cooldown_remaining_s=max([0.0, *(lane.cool_until - now for lane in self._lanes())]),
             rpm_allowed=rpm_allowed,
             rpm_used=rpm_used,

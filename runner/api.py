@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
@@ -28,7 +29,7 @@ from runner.concurrency import AdaptiveConcurrency, Concurrency, FixedConcurrenc
 from runner.drain import Drain, Reason
 from runner.endpoints import Endpoint
 from runner.errors import DamagedOutputError, RunnerError, UsageError
-from runner.files import OsFiles
+from runner.files import OsFiles, output_errors
 from runner.folder import LOG, SUMMARY, Folder, held, open_folder, write_summary
 from runner.gate import Gate
 from runner.journal import Journal
@@ -46,7 +47,7 @@ from runner.settings import EndpointSettings, Settings
 from runner.signals import hangup_ignored
 from runner.source import check_readable
 from runner.target import Target, resolve, simulated
-from runner.terminal import stream_may_be_gone
+from runner.terminal import Outlet
 from runner.worker import Bench
 
 NOTABLE: Final = 0.02
@@ -100,7 +101,7 @@ def execute(plan: Plan) -> int:
         RunnerError: see `run`.
     """
     with hangup_ignored():
-        result = anyio.run(run_plan, plan)
+        result = anyio.run(run_plan, plan, backend_options={"use_uvloop": find_spec("uvloop") is not None})
     return result.exit_code
 
 
@@ -136,7 +137,7 @@ async def _targets(plan: Plan) -> AsyncIterator[list[Target]]:
 
 def _secrets_of_environment() -> list[str]:
     """Values of variables that are keys by their name: one may turn up in an error of a proxy or gateway."""
-    endings = ("_API_KEY", "_TOKEN", "_SECRET", "_PASSWORD")
+    endings = ("_KEY", "_TOKEN", "_SECRET", "_PASSWORD")
     return [value for name, value in os.environ.items() if name.upper().endswith(endings)]
 
 
@@ -164,7 +165,7 @@ def rebuild_summary(folder: Path) -> dict[str, Any]:
     made = _summarize(folder / RESULTS)
     made["run"] = _earlier_facts(folder)
     write_summary(OsFiles(), folder, made)
-    summary.print_table(made, sys.stdout)
+    summary.print_table(made, Outlet(sys.stdout, waits=True))
     return made
 
 
@@ -191,7 +192,7 @@ class _Run:
         self._seed = secrets.randbits(32) if settings.seed is None else settings.seed
         self._admission = _admission(settings, targets)
         self._drain = Drain(self._admission, settings.grace)
-        self._clients = {name: _client(target) for name, target in self._targets.items()}
+        self._clients = {name: _client(target, settings) for name, target in self._targets.items()}
         total = folder.scanned.lines if folder.scanned else None
         self._metrics = RunMetrics(time.monotonic, total=total)
         self._journal = Journal(folder.fs, folder.path, durability=settings.durability, deltas=settings.deltas)
@@ -255,8 +256,7 @@ class _Run:
         made["run"] = self._facts(made, reason, code)
         write_summary(self._folder.fs, self._folder.path, made)
         if self._plan.settings.progress != "none":
-            with stream_may_be_gone():
-                summary.print_table(made, sys.stderr)
+            summary.print_table(made, Outlet(sys.stderr))
         return Result(code, self._folder.path, made)
 
     def _remaining(self, made: dict[str, Any]) -> int | None:
@@ -294,9 +294,15 @@ def _name(target: Target) -> str:
     return target.settings.name if target.settings else manifest.without_credentials(target.base_url)
 
 
-def _client(target: Target) -> Client:
+def _client(target: Target, settings: Settings) -> Client:
     version = target.settings.api_version if target.settings else None
-    return Client(base_url=target.base_url, api_key=target.api_key, trust_env=not target.simulated, api_version=version)
+    return Client(
+        base_url=target.base_url,
+        api_key=target.api_key,
+        trust_env=not target.simulated,
+        api_version=version,
+        transport=settings.transport,
+    )
 
 
 def _admission(settings: Settings, targets: Sequence[Target]) -> Admission:
@@ -334,7 +340,7 @@ def _with_model(settings: Settings) -> Settings:
 
 
 def _summarize(path: Path) -> dict[str, Any]:
-    with path.open("rb") as lines:
+    with output_errors(path), path.open("rb") as lines:
         try:
             return summary.summarize(lines)
         except ValueError as error:
@@ -371,5 +377,4 @@ def _advice(made: dict[str, Any], remaining: int | None, code: int) -> str:
 
 
 def _say(line: str) -> None:
-    with stream_may_be_gone():
-        print(line, file=sys.stderr, flush=True)  # noqa: T201 - the one line before the live view
+    Outlet(sys.stderr).write(f"{line}\n")

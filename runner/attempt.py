@@ -22,7 +22,7 @@ from runner.accumulate import Accumulator, MalformedChunk, StreamError
 from runner.accumulate.abridged import abridged
 from runner.accumulate.allowance import Place, Room, allowance_of, has_too_many_values, reading_of
 from runner.accumulate.held import plain
-from runner.client import Client
+from runner.client import Poster
 from runner.deadlines import Deadlines, Watch
 from runner.deltas import Delta
 from runner.faults import Fault, FaultKind
@@ -40,7 +40,7 @@ from runner.limits import (
 )
 from runner.outcome import Completed, Failed, Outcome
 from runner.sketch import Sketch
-from runner.transport import Body
+from runner.transport import ResponseBody
 
 
 class Sink(Protocol):
@@ -78,7 +78,7 @@ _READING = Room(READING_ROOM_BYTES)
 
 
 async def run_attempt(
-    client: Client,
+    client: Poster,
     job: Job,
     content: bytes,
     *,
@@ -139,7 +139,7 @@ class _Reader:
     # ── Opening ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def exchange(
-        self, client: Client, content: bytes, watch: Watch, on_headers: Callable[[httpx2.Response], None]
+        self, client: Poster, content: bytes, watch: Watch, on_headers: Callable[[httpx2.Response], None]
     ) -> None:
         """From sending to the last byte that matters; the connection is given back or closed in every case."""
         response, body = await client.post(self._job.api, content, stream=self._job.stream)
@@ -158,7 +158,7 @@ class _Reader:
         finally:
             await body.aclose()
 
-    async def _read_whole(self, body: Body, watch: Watch) -> None:
+    async def _read_whole(self, body: ResponseBody, watch: Watch) -> None:
         blocks: list[bytes] = []
         size = 0
         while block := await body.read():
@@ -177,7 +177,7 @@ class _Reader:
 
     # ── Streaming ────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _read_stream(self, body: Body, watch: Watch) -> None:
+    async def _read_stream(self, body: ResponseBody, watch: Watch) -> None:
         decoder = sse.Decoder(self._reading.allowance.bound)
         size = 0
         while block := await body.read():
@@ -349,7 +349,7 @@ def _require(response: httpx2.Response, media_type: str) -> None:
         raise _FaultError(Fault(FaultKind.WRONG_CONTENT, message, status=response.status_code))
 
 
-async def _drain(body: Body) -> None:
+async def _drain(body: ResponseBody) -> None:
     """Reads the end of the body, which mostly came with the last event, so that the connection is kept.
 
     What comes late, or is wrong with it, no longer matters: the answer is in. The connection is then closed instead.

@@ -12,7 +12,8 @@ import click
 
 from runner import __version__
 from runner.errors import RunnerError, UsageError
-from runner.terminal import flush_standard_streams
+from runner.escape import for_terminal
+from runner.terminal import flush_standard_streams, open_standard_streams
 
 COMMANDS: Final = ("run", "check", "tail", "report", "serve")
 PRESETS: Final = ("default", "storm", "flaky")
@@ -21,6 +22,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs one command and exits with its code (see README)."""
+    open_standard_streams()
     arguments = normalise(sys.argv[1:] if argv is None else argv)
     try:
         code = cli.main(args=arguments, prog_name="python -m runner", standalone_mode=False)
@@ -30,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         error.show()
         code = error.exit_code
     except RunnerError as error:
-        click.echo(f"runner: {error}", err=True)
+        click.echo(f"runner: {for_terminal(str(error))}", err=True)
         code = error.exit_code
     flush_standard_streams()
     sys.exit(code if isinstance(code, int) else 0)
@@ -72,6 +74,7 @@ def settings_options(function: F) -> F:
     for option in reversed(
         (
             setting("--model", metavar="NAME", help="Model for lines that name none."),
+            setting("--transport", type=click.Choice(["aiohttp", "native"]), help="What sends the requests. [aiohttp]"),
             setting("--concurrency", metavar="N|auto", help="Streams at once. [auto]"),
             setting("--rpm", metavar="N", help="Requests a minute."),
             setting("--tpm", metavar="N", help="Tokens a minute, input and reserved output."),

@@ -14,7 +14,8 @@ from openai import APIConnectionError, APITimeoutError, AsyncAzureOpenAI, AsyncO
 
 from runner.jobs import Api
 from runner.limits import ERROR_BODY_TIMEOUT_S, MAX_ERROR_BODY_BYTES
-from runner.transport import BODY, Body, Template, Transport, environment_proxy
+from runner.settings import TransportKind
+from runner.transport import BODY, ResponseBody, Transport, Wire, environment_proxy
 
 _STREAM_HEADERS: Final = {
     "Accept": "text/event-stream",
@@ -26,7 +27,7 @@ _PLAIN_HEADERS: Final = _STREAM_HEADERS | {"Accept": "application/json"}
 
 async def _refusal(response: httpx2.Response, request: httpx2.Request) -> httpx2.Response:
     """A bad answer with as much of its body as came: the status counts, whatever becomes of the body."""
-    body: Body = response.extensions[BODY]
+    body: ResponseBody = response.extensions[BODY]
     try:
         content = await body.read_some(MAX_ERROR_BODY_BYTES, ERROR_BODY_TIMEOUT_S)
     finally:
@@ -45,9 +46,9 @@ class _Prepared(AsyncOpenAI):
     SDK's own. Retries, redirects and cookies there are none.
     """
 
-    def __init__(self, *, transport: Transport, **kwargs: Any) -> None:
+    def __init__(self, *, transport: Wire, **kwargs: Any) -> None:
         self._wire = transport
-        self._templates: dict[tuple[Any, ...], Template] = {}
+        self._templates: dict[tuple[Any, ...], Any] = {}
         super().__init__(**kwargs)
 
     @property
@@ -75,7 +76,7 @@ class _Prepared(AsyncOpenAI):
             return response
         raise self._make_status_error_from_response(await _refusal(response, template.request))
 
-    def _template(self, options: Any) -> Template:
+    def _template(self, options: Any) -> Any:
         key = (options.url, self.api_key, *options.headers.items())
         template = self._templates.get(key)
         if template is None:
@@ -84,8 +85,8 @@ class _Prepared(AsyncOpenAI):
             template = self._templates[key]
         return template
 
-    def _build(self, options: Any) -> Template:
-        return Template.of(self._build_request(options))
+    def _build(self, options: Any) -> Any:
+        return self._wire.template(self._build_request(options))
 
 
 _TEMPLATES: Final = 15
@@ -100,10 +101,18 @@ class PreparedAzure(_Prepared, AsyncAzureOpenAI):
     """See `_Prepared`."""
 
 
+def _open_transport(kind: TransportKind, *, trust_env: bool, proxy: str | None) -> Any:
+    if kind == "aiohttp":
+        return Transport(trust_env=trust_env, proxy=proxy)
+    from runner.native import Transport as NativeTransport  # only where it is asked for: its parser is C
+
+    return NativeTransport(trust_env=trust_env, proxy=proxy)
+
+
 class Poster(Protocol):
     """What an attempt needs of a client."""
 
-    async def post(self, api: Api, content: bytes, *, stream: bool) -> tuple[httpx2.Response, Body]:
+    async def post(self, api: Api, content: bytes, *, stream: bool) -> tuple[httpx2.Response, ResponseBody]:
         """Posts one request; returns when the headers of a good answer have arrived.
 
         Raises:
@@ -119,14 +128,21 @@ class Client:
         UsageError: the environment names a proxy for it that can't be used.
     """
 
-    def __init__(self, *, base_url: str, api_key: str, trust_env: bool = True, api_version: str | None = None) -> None:
-        transport = Transport(trust_env=trust_env, proxy=environment_proxy(base_url) if trust_env else None)
+    def __init__(
+        self,
+        *,
+        base_url: str,
+        api_key: str,
+        trust_env: bool = True,
+        api_version: str | None = None,
+        transport: TransportKind = "aiohttp",
+    ) -> None:
+        proxy = environment_proxy(base_url) if trust_env else None
+        wire = _open_transport(transport, trust_env=trust_env, proxy=proxy)
         # A timeout of None: the attempt's deadlines count deltas, the SDK's would count bytes and keep-alive comments.
-        http_client = DefaultAsyncHttpxClient(
-            transport=transport, follow_redirects=False, timeout=None, trust_env=False
-        )
+        http_client = DefaultAsyncHttpxClient(transport=wire, follow_redirects=False, timeout=None, trust_env=False)
         common: dict[str, Any] = {
-            "transport": transport,
+            "transport": wire,
             "api_key": api_key,
             "max_retries": 0,
             "timeout": None,
@@ -144,7 +160,9 @@ class Client:
             return _Deployment(self, f"/deployments/{quote(model, safe='')}")
         return self
 
-    async def post(self, api: Api, content: bytes, *, stream: bool, prefix: str = "") -> tuple[httpx2.Response, Body]:
+    async def post(
+        self, api: Api, content: bytes, *, stream: bool, prefix: str = ""
+    ) -> tuple[httpx2.Response, ResponseBody]:
         """See `Poster`. `prefix` comes before the path."""
         options: Any = {"headers": _STREAM_HEADERS if stream else _PLAIN_HEADERS}
         response: httpx2.Response = await self._openai.post(
@@ -163,6 +181,6 @@ class _Deployment(NamedTuple):
     client: Client
     prefix: str
 
-    async def post(self, api: Api, content: bytes, *, stream: bool) -> tuple[httpx2.Response, Body]:
+    async def post(self, api: Api, content: bytes, *, stream: bool) -> tuple[httpx2.Response, ResponseBody]:
         """See `Poster`. The Responses API names the model in the body alone."""
         return await self.client.post(api, content, stream=stream, prefix="" if api is Api.RESPONSES else self.prefix)

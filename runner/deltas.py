@@ -16,18 +16,15 @@ class DeltaKind(enum.Enum):
     PROGRESS = "progress"  # the server is at work (a Responses tool event): no content, but not idle
     EMPTY = "empty"  # a role, a finish reason, a bookkeeping event: neither content nor progress
 
-    @property
-    def is_content(self) -> bool:
-        """Whether it counts for TTFT and for the gaps between content chunks."""
-        return self in _CONTENT
+    # Attributes and not properties: they are asked for with every chunk, and an enum's hash is slow.
+    is_content: bool
+    """Whether it counts for TTFT and for the gaps between content chunks."""
+    is_progress: bool
+    """Whether it pushes the idle deadline back."""
 
-    @property
-    def is_progress(self) -> bool:
-        """Whether it pushes the idle deadline back."""
-        return self is not DeltaKind.EMPTY
-
-
-_CONTENT = frozenset({DeltaKind.TEXT, DeltaKind.REFUSAL, DeltaKind.REASONING, DeltaKind.TOOL})
+    def __init__(self, value: str) -> None:
+        self.is_content = value in ("text", "refusal", "reasoning", "tool")
+        self.is_progress = value != "empty"
 
 
 class Delta(NamedTuple):

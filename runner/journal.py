@@ -98,7 +98,8 @@ class Journal:
     @property
     def has_room(self) -> bool:
         """Whether `room` would return at once and without an error."""
-        return self._error is None and self._pending_bytes <= MAX_PENDING_OUTPUT_BYTES
+        pending = self._record_bytes + self._line_bytes + self._writing_bytes
+        return pending <= MAX_PENDING_OUTPUT_BYTES and self._error is None
 
     async def room(self) -> None:
         """Returns at once, or when the disk has caught up.

@@ -57,6 +57,9 @@ MAX_HEADER_LIMIT: Final = 1e12
 """A larger limit in a header is none."""
 CONNECT_TIMEOUT_S: Final = 15.0
 """TCP and TLS handshake."""
+SOCKET_BLOCK_BYTES: Final = 64 * KIB
+"""What a transport reads ahead of an attempt that waits, about twice this: 256 KiB for each of 32 streams was 13 MB more
+for nothing, since 64 KiB hold a thousand chunks."""
 KEEPALIVE_S: Final = 60.0
 """Idle connections are kept this long: a paced run must not re-handshake TLS for every request (the SDK keeps 5 s)."""
 DRAIN_TIMEOUT_S: Final = 0.25
@@ -87,7 +90,7 @@ a server that allows one second's worth never sees us above it."""
 # ── Output ───────────────────────────────────────────────────────────────────────────────────────────────────────
 DELTA_FLUSH_S: Final = 0.1
 """Deltas reach the file at most this long after they arrived."""
-MAX_PENDING_OUTPUT_BYTES: Final = 8 * MIB
+MAX_PENDING_OUTPUT_BYTES: Final = 4 * MIB
 """When this much waits for the disk, attempts stop reading their sockets."""
 MAX_RECORD_GROUP: Final = 512
 """Records in one fsync."""
@@ -110,9 +113,9 @@ BYTES_PER_VECTOR: Final = 128 * KIB
 ANSWER_SLACK_BYTES: Final = 1 * MIB
 """What any answer may have beyond its tokens: fields of the server's own, and reasoning, which some servers don't count
 as output (32 k tokens)."""
-ANSWER_SHARE_TOKENS: Final = 16 * 1024
-"""Of an answer, what always has room: at 16 bytes a token 256 KiB, about 64,000 tokens of English. 32 endless streams
-of jobs that name no maximum hold 8 MiB."""
+ANSWER_SHARE_TOKENS: Final = 48 * 1024
+"""Of an answer, what always has room: at 16 bytes a token 768 KiB, about 160,000 tokens of English. 32 endless streams
+of jobs that name no maximum hold 24 MiB."""
 MIN_ROOM_BYTES: Final = 12 * MIB
 """What a process's answers may hold together, however few they are."""
 READING_ROOM_BYTES: Final = 20 * MIB

@@ -214,14 +214,17 @@ class _Rate:
         self._window_s = window_s
         self._bin_s = window_s / _BINS
         self._bins: deque[list[float]] = deque()  # [number of the bin, amount]
+        self._bin_ends = -math.inf
 
     def add(self, amount: float) -> None:
-        number = int(self._clock() / self._bin_s)
-        bins = self._bins
-        if bins and bins[-1][0] == number:
-            bins[-1][1] += amount
+        now = self._clock()
+        if now < self._bin_ends:  # what nearly every chunk meets
+            self._bins[-1][1] += amount
             return
+        number = int(now / self._bin_s)
+        bins = self._bins
         bins.append([number, amount])
+        self._bin_ends = (number + 1) * self._bin_s
         while bins[0][0] < number - _BINS:
             bins.popleft()
 

@@ -31,6 +31,7 @@ from runner.worker import Bench, StopRun, finish_rejected, run_job
 log = logging.getLogger(__name__)
 
 Item = Job | Rejected
+HIRED_AT_ONCE: Final = 64
 HIRE_EVERY_S: Final = 0.2
 """How long a free slot may stay empty because every worker waits for another model."""
 
@@ -113,17 +114,21 @@ class Pipeline:
                 if left == 0 or self.drain.asked:
                     return
                 left = None if left is None else left - 1
-                self._hire(staff, send, receive)
-                self._offering = True
-                await send.send(item)
-                self._offering = False
+                try:
+                    send.send_nowait(item)  # `send` would give up the loop for every job
+                except anyio.WouldBlock:
+                    self._hire(staff, send, receive)
+                    self._offering = True
+                    await send.send(item)
+                    self._offering = False
 
     def _hire(
         self, staff: TaskGroup, send: MemoryObjectSendStream[Item], receive: MemoryObjectReceiveStream[Item]
     ) -> None:
-        """Starts a worker if all are busy and the concurrency of now allows one more."""
-        idle = send.statistics().tasks_waiting_receive
-        if idle == 0 and self._may_hire():
+        """Starts workers if all are busy and the concurrency of now allows more."""
+        if send.statistics().tasks_waiting_receive:
+            return
+        for _ in range(self._may_hire()):
             self._workers += 1
             staff.start_soon(self._worker, receive.clone())
 
@@ -138,12 +143,15 @@ class Pipeline:
             if self._offering:
                 self._hire(staff, send, receive)
 
-    def _may_hire(self) -> bool:
+    def _may_hire(self) -> int:
+        """How many, a few at a time: each begins in the next turn of the loop."""
         admission = self.bench.admission
-        if self._workers < BACKOFF_ROOM * admission.statistics().limit + 1:
-            return True
+        missing = BACKOFF_ROOM * admission.limit + 1 - self._workers
+        if missing > 0:
+            return min(missing, HIRED_AT_ONCE)
         # All of them may wait for one slow model, while the jobs of a fast one stand behind them in the file.
-        return admission.room_for_others and self._workers < MAX_WAITING_JOBS and self._held_bytes < MAX_WAITING_BYTES
+        more = self._workers < MAX_WAITING_JOBS and self._held_bytes < MAX_WAITING_BYTES
+        return int(more and admission.room_for_others)
 
     # ── Workers ──────────────────────────────────────────────────────────────────────────────────────────────────
 

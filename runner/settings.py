@@ -51,6 +51,7 @@ def parse_duration(value: Any) -> Any:
 Duration = Annotated[float, BeforeValidator(parse_duration), Field(gt=0, allow_inf_nan=False)]
 Rate = Annotated[float, Field(gt=0, le=1e12, allow_inf_nan=False)]
 Money = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+TransportKind = Literal["aiohttp", "native"]
 StreamOptions = Literal["openai", "usage", "none"]
 
 
@@ -174,6 +175,8 @@ class Settings(BaseSettings):
     """Name of the environment variable that holds the key. The key itself is never an option."""
     model: str | None = Field(default=None, min_length=1)
     """For lines that name none."""
+    transport: TransportKind = "aiohttp"
+    """What sends the requests, under AsyncOpenAI."""
     concurrency: int | Literal["auto"] = "auto"
     """Streams at once."""
     rpm: Rate | None = None

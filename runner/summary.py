@@ -7,7 +7,7 @@ made again at any time.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import IO, Any, Final
+from typing import Any, Final, Protocol
 
 import orjson
 
@@ -65,7 +65,17 @@ def percentiles(sketch: Sketch) -> dict[str, float | int | None]:
     return shown
 
 
-def print_table(summary: dict[str, Any], stream: IO[str]) -> None:
+class Printed(Protocol):
+    """What a table is printed to."""
+
+    def write(self, text: str, /) -> object:
+        """Takes text."""
+
+    def flush(self) -> None:
+        """Hands it on."""
+
+
+def print_table(summary: dict[str, Any], stream: Printed) -> None:
     """The end of a run for a person: what came of it, what it cost, what to do next."""
     for name, value in _rows(summary):
         stream.write(f"{name:<14}{value}\n")

@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import AsyncIterator, Iterator
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -28,10 +28,41 @@ import yarl
 from multidict import CIMultiDict
 
 from runner.errors import UsageError
-from runner.limits import CONNECT_TIMEOUT_S, KEEPALIVE_S, READ_BLOCK_BYTES
+from runner.limits import CONNECT_TIMEOUT_S, KEEPALIVE_S, SOCKET_BLOCK_BYTES
 
 BODY: Final = "runner.body"
 """Key of `Body` in a response's extensions."""
+
+
+class ResponseBody(Protocol):
+    """The body of one response, read as it arrives: what every transport puts into `extensions[BODY]`."""
+
+    sent_ns: int
+    """Monotonic, when the request was handed to the connection pool."""
+
+    async def read(self) -> bytes:
+        """What has arrived since the last read, or b"" at the end."""
+
+    @property
+    def at_end(self) -> bool:
+        """Whether the body's end has been read."""
+
+    async def read_some(self, size: int, seconds: float) -> bytes:
+        """What comes of the body within so many bytes and seconds; where it breaks off is no error."""
+
+    async def aclose(self) -> None:
+        """Gives the connection back if the body was read to its end, else closes it."""
+
+
+class Wire(Protocol):
+    """What every transport offers beside httpx2's interface: a template is its own, made once and sent many times."""
+
+    def template(self, request: httpx2.Request) -> Any:
+        """What the requests of which this is an example have in common."""
+
+    async def send(self, template: Any, content: bytes) -> httpx2.Response:
+        """Sends one of them; returns when its headers have arrived."""
+
 
 # The finest class first: the first match wins.
 _EXCEPTIONS: tuple[tuple[type[Exception], type[httpx2.TransportError]], ...] = (
@@ -52,10 +83,12 @@ def map_exceptions() -> Iterator[None]:
     try:
         yield
     except (aiohttp.ClientError, OSError) as error:
-        for foreign, ours in _EXCEPTIONS:
-            if isinstance(error, foreign):
-                raise ours(str(error) or type(error).__name__) from error
-        raise
+        raise _mapped(error) from error
+
+
+def _mapped(error: aiohttp.ClientError | OSError) -> httpx2.TransportError:
+    kind = next(ours for foreign, ours in _EXCEPTIONS if isinstance(error, foreign))
+    return kind(str(error) or type(error).__name__)
 
 
 class Body(httpx2.AsyncByteStream):
@@ -74,8 +107,10 @@ class Body(httpx2.AsyncByteStream):
         Raises:
             httpx2.TransportError: the connection broke before the body's end.
         """
-        with map_exceptions():
+        try:  # not `map_exceptions`: a context manager a chunk is dear
             return await self._response.content.readany()
+        except (aiohttp.ClientError, OSError) as error:
+            raise _mapped(error) from error
 
     @property
     def at_end(self) -> bool:
@@ -163,14 +198,18 @@ class Transport(httpx2.AsyncBaseTransport):
             auto_decompress=False,
             trust_env=False,  # aiohttp would look for a proxy and for ~/.netrc in a thread, for every request
             proxy=self._proxy,
-            read_bufsize=READ_BLOCK_BYTES,
+            read_bufsize=SOCKET_BLOCK_BYTES,
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S),
             skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
         )
 
+    def template(self, request: httpx2.Request) -> Template:
+        """What the requests of which this is an example have in common."""
+        return Template.of(request)
+
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """Sends one request and returns when its headers have arrived; the body is `extensions[BODY]`."""
-        return await self.send(Template.of(request), request.content)
+        return await self.send(self.template(request), request.content)
 
     async def send(self, template: Template, content: bytes) -> httpx2.Response:
         """The same for a request that was built before: only its content is new.

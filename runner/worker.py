@@ -127,6 +127,7 @@ class _JobRun:
         """Whether the last attempt failed in a way that only its endpoint can't be used any more."""
         self._seq = 0
         self._id_json = orjson.dumps(job.id)
+        self._head = b'{"custom_id":%b,"attempt":0,"seq":' % self._id_json
 
     async def run(self) -> None:
         """The job's way, start to end."""
@@ -284,6 +285,7 @@ class _JobRun:
         """Says in deltas.jsonl that what stands there of this job's text is void."""
         self._seq = 0
         history = self._history
+        self._head = b'{"custom_id":%b,"attempt":%d,"seq":' % (self._id_json, history.attempts)
         if history.retries:
             self._write_void(history.attempts - 1, history.retries[-1].reason)
         elif self._bench.resumed:
@@ -300,12 +302,9 @@ class _JobRun:
         """One line of deltas.jsonl; part of the attempt's sink."""
         bench = self._bench
         if bench.settings.deltas:
-            # Put together by hand: the id is encoded once a job, and a dict a chunk would cost as much again.
-            payload = orjson.dumps(delta.payload)
-            bench.journal.delta(
-                b'{"custom_id":%b,"attempt":%d,"seq":%d,"t":%.6f,"delta":%b}\n'
-                % (self._id_json, self._history.attempts, self._seq, t_s, payload)
-            )
+            # By hand: the head is encoded once an attempt, and a dict a chunk would cost as much again.
+            line = b'%b%d,"t":%.6f,"delta":%b}\n' % (self._head, self._seq, t_s, orjson.dumps(delta.payload))
+            bench.journal.delta(line)
         self._seq += 1
         if delta.kind.is_content:
             bench.metrics.delta()

@@ -67,7 +67,7 @@ def test_over_a_virtual_hour_no_window_of_60_s_is_above_the_limit_and_one_admiss
     async def main():
         clock = asyncio.get_running_loop().time
         limits = {"*": ModelLimits(rpm=1e9)}
-        admission = Admission(rpm=rpm, tpm=tpm, concurrency=FixedConcurrency(50), clock=clock, limits=limits)
+        admission = Admission.of_one(rpm=rpm, tpm=tpm, concurrency=FixedConcurrency(50), clock=clock, limits=limits)
         with anyio.move_on_after(HOUR_S):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(admission.run)

@@ -225,7 +225,6 @@ def test_a_log_that_cannot_be_written_ends_no_run(place):
     assert len(here.records()) == JOBS
 
 
-@pytest.mark.xfail(strict=True, reason="an error while the records are read for the summary is a traceback and exit 1")
 def test_records_that_cannot_be_read_for_the_summary_are_74_and_one_line(place):
     case = Case(RESULTS, ("openat:error=EIO:when=2",))
     here = place(case)

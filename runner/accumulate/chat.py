@@ -22,6 +22,7 @@ from runner.accumulate.parsing import MalformedChunk
 from runner.accumulate.tools import ToolCalls, check_call
 from runner.deltas import Delta, DeltaKind
 
+_new = tuple.__new__  # a NamedTuple's own constructor is a Python function
 # By rank: of the fields of one delta, the one with the lowest names its kind.
 _TEXT, _REFUSAL, _REASONING, _TOOL, _PROGRESS, _EMPTY = range(6)
 _KINDS = (
@@ -64,7 +65,7 @@ class ChatChoice(Choice):
             rank = self._take_fields(delta)
             text = text or delta.get("refusal") or ""
         delta["index"] = self.index
-        return Delta(_KINDS[rank], delta, text)
+        return _new(Delta, (_KINDS[rank], delta, text))
 
     def _take_fields(self, delta: dict[str, Any]) -> int:
         """Takes any delta; returns its rank."""
