@@ -270,7 +270,7 @@ class Admission:
         found: list[Bucket | None] = []
         for endpoint in self._endpoints.values():
             own = endpoint.gate.bucket(name)
-            lanes = [lane.buckets.get(name) for lane in endpoint.lanes.values()]
+            lanes = [lane.limits.buckets.get(name) for lane in endpoint.lanes.values()]
             found += [own] if own is not None else [each if isinstance(each, Bucket) else None for each in lanes]
         known = [bucket for bucket in found if bucket is not None]
         used = sum(bucket.used for bucket in known)

@@ -9,9 +9,8 @@ After a 429 the lane stops for as long as the server says (or a doubling default
 until it is answered. A probe that meets another 429 begins the next cool-down, one that ends otherwise lets the rest
 go: it can't freeze. A server that refuses inside its 200 answers is believed at the first content only.
 
-Limits come from the configuration and from the server's headers; where nobody names them, a pace finds out what the
-server bears. A header lowers a limit at once and raises it when several answers agree; it never raises it above the
-configuration.
+Limits come from the configuration and from the server's headers (`lane_limits`); where nobody names them, a pace finds
+out what the server bears.
 """
 
 from __future__ import annotations
@@ -23,10 +22,11 @@ from typing import TYPE_CHECKING, Final
 
 import anyio
 
-from runner.buckets import Bucket, Quota, Sliding
+from runner.buckets import Sliding
+from runner.lane_limits import LaneLimits
 from runner.pace import Pace
-from runner.ratelimits import Allowance, RateLimits
-from runner.tickets import BY_NAME, MEASURES, Measure, Need, NeverFits, Ticket
+from runner.ratelimits import UNKNOWN, RateLimits
+from runner.tickets import MEASURES, Need, NeverFits, Ticket
 
 if TYPE_CHECKING:
     from runner.endpoints import Endpoint
@@ -38,8 +38,6 @@ COOLDOWN_START_S: Final = 1.0
 """The first cool-down where the server names none; it doubles for each probe that meets another 429."""
 COOLDOWN_MAX_S: Final = 60.0
 """…up to a minute, the longest window that a per-minute limit can need. The server's own advice may be longer."""
-RAISE_AFTER: Final = 3
-"""So many answers in a row must name a higher limit before it is believed."""
 FIRST_STREAMS: Final = 4
 """Streams at once until the first answer shows whether the server names its limits, where nobody else does."""
 FIRST_WAIT_S: Final = 2.0
@@ -66,14 +64,7 @@ class Lane:
         self._waiting = queues
         self._gate = endpoint.gate
         self._clock = clock
-        self._configured = limits
-        self.buckets: dict[str, Bucket | Quota] = {}
-        for measure in MEASURES:
-            limit = getattr(limits, measure.name)
-            if limit is not None:
-                self.buckets[measure.name] = (
-                    Bucket(limit, clock) if measure.window_s == 60 else Quota(limit, clock, window_s=measure.window_s)
-                )
+        self.limits = LaneLimits(limits, clock)
         self.in_flight = 0
         self._admitted = 0
         self._admitted_tokens = 0
@@ -86,8 +77,6 @@ class Lane:
         self._probe: Ticket | None = None
         self._answered = False
         self._refuses_late = False  # in its 200 answers
-        self._higher: dict[str, int] = {}  # answers in a row that named a higher limit
-        self._same: dict[str, int] = {}  # …that named the one in force
         self._pace = Pace(clock)
         self._paced_until = 0.0
         self._no_refunds_until_s = -math.inf
@@ -97,7 +86,7 @@ class Lane:
         """How long heads of this lane have waited for limits and cool-downs."""
         self._episode_s = -math.inf
         self._input = Sliding(clock)
-        if "rpm" in self.buckets or self._gate.knows_requests:
+        if self._knows_requests:
             self._pace.know()
 
     # ── For workers ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -108,27 +97,11 @@ class Lane:
         Raises:
             NeverFits: it needs more than a whole window.
         """
-        for measure, limit in self._token_limits():
-            beyond = measure.of(need) - limit
-            if beyond > 0 and need.guessed and measure.counts_output and beyond < need.output_tokens:
-                need = need._replace(output_tokens=max(1, int(need.output_tokens - beyond)))
-            elif beyond > 0 and measure.of(need) > 1:
-                window = "a day" if measure.window_s > 60 else "a minute"
-                raise NeverFits(f"needs about {measure.of(need):g} tokens, and the limit is {limit:g} {window}")
-        return need
+        return self.limits.fitted(need, self._gate.token_limit())
 
-    def _token_limits(self) -> list[tuple[Measure, float]]:
-        limits = [(measure, self._certain(measure.name)) for measure, _ in self._limits() if measure.counts_tokens]
-        whole = self._gate.token_limit()
-        return limits if whole is None else [*limits, (BY_NAME["tpm"], whole)]
-
-    def _certain(self, name: str) -> float:
-        """The limit in force, unless a single header has just named it: one broken header must fail no job."""
-        bucket = self.buckets[name]
-        configured: float | None = getattr(self._configured, name)
-        if isinstance(bucket, Quota) or bucket.per_minute == configured or self._same.get(name, 0) >= RAISE_AFTER:
-            return bucket.limit if isinstance(bucket, Quota) else bucket.per_minute
-        return math.inf if configured is None else configured
+    @property
+    def _knows_requests(self) -> bool:
+        return "rpm" in self.limits.buckets or self._gate.knows_requests
 
     def abandon(self) -> None:
         """The attempt it is at work on isn't wanted any more, or can't be sent here now."""
@@ -144,10 +117,7 @@ class Lane:
             return
         need, real = ticket.need, Need(used.input_tokens, used.output_tokens)
         refunds = self._clock() >= self._no_refunds_until_s
-        for measure, bucket in self._limits():
-            difference = measure.of(need) - measure.of(real)
-            if difference < 0 or (difference > 0 and refunds):
-                bucket.correct(difference, ticket.granted_s)
+        self.limits.correct(need, real, ticket.granted_s, refunds=refunds)
         if need.tokens < real.tokens or refunds:
             self._gate.correct(need.tokens - real.tokens, ticket.granted_s)
 
@@ -221,7 +191,7 @@ class Lane:
         One episode under limits that are known may be an accident; a second one within a minute is not.
         """
         now = self._clock()
-        known = "rpm" in self.buckets or self._gate.knows_requests
+        known = self._knows_requests
         seldom = now - self._episode_s > 60
         self._episode_s = now
         # By our count there was room: what we give back after an answer, this server may not.
@@ -232,47 +202,18 @@ class Lane:
 
     def _learn(self, ticket: Ticket, said: RateLimits) -> bool:
         """Takes over what the headers say; True when a limit is lower than we knew."""
-        age_s = self._clock() - ticket.granted_s
-        requests = self._learn_one("rpm", said.requests, age_s, self._admitted - ticket.nth)
-        tokens = self._learn_one("tpm", said.tokens, age_s, self._admitted_tokens - ticket.nth_token)
-        self._learn_more(said.more_tokens, age_s, self._admitted_tokens - ticket.nth_token)
-        return requests or tokens
-
-    def _learn_more(self, said: Allowance, age_s: float, taken_since: float) -> None:
-        """A second limit of tokens, the project's beside the organisation's: its remainder is a bound of its own."""
-        bucket = self.buckets.get("tpm")
-        contradiction = said.remaining == 0 and said.reset_s == 0
-        if said.per_minute is None or said.remaining is None or contradiction or not isinstance(bucket, Bucket):
-            return
-        bucket.observe(said.remaining, age_s=age_s, taken_since=taken_since, per_minute=said.per_minute, of="more")
-
-    def _learn_one(self, name: str, said: Allowance, age_s: float, taken_since: float) -> bool:
-        named = said.per_minute
-        if named is None:
+        if said is UNKNOWN:
             return False
-        ceiling = getattr(self._configured, name)
-        limit = named if ceiling is None else min(named, ceiling)
-        bucket = self.buckets.get(name)
-        before = bucket.per_minute if isinstance(bucket, Bucket) else math.inf
-        if not isinstance(bucket, Bucket):
-            bucket = self.buckets[name] = Bucket(limit, self._clock)
-        self._adopt(name, bucket, limit)
-        if bucket.per_minute != before and name == "rpm":
+        limits, age_s = self.limits, self._clock() - ticket.granted_s
+        tokens_since = self._admitted_tokens - ticket.nth_token
+        requests = limits.learn("rpm", said.requests, age_s=age_s, taken_since=self._admitted - ticket.nth)
+        tokens = limits.learn("tpm", said.tokens, age_s=age_s, taken_since=tokens_since)
+        limits.learn_more(said.more_tokens, age_s=age_s, taken_since=tokens_since)
+        if requests:
             self._pace.know()
-        contradiction = said.remaining == 0 and said.reset_s == 0
-        if said.remaining is not None and not contradiction:
-            bucket.observe(said.remaining, age_s=age_s, taken_since=taken_since)
-        return bucket.per_minute < before
-
-    def _adopt(self, name: str, bucket: Bucket, limit: float) -> None:
-        """Downwards at once, upwards when several answers in a row say so."""
-        before = bucket.per_minute
-        self._higher[name] = self._higher.get(name, 0) + 1 if limit > before else 0
-        if limit <= before or self._higher[name] >= RAISE_AFTER:
-            bucket.resize(limit)
-        self._same[name] = self._same.get(name, 0) + 1 if bucket.per_minute == before else 1
-        if self._same[name] == RAISE_AFTER:
-            self.abandon()  # what it is at work on may never fit by now
+        if limits.newly_agreed():
+            self.abandon()
+        return requests < 0 or tokens < 0
 
     # ── The loop ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -346,8 +287,7 @@ class Lane:
         if entered:
             self._gate.leave()
             self._gate.unpay(waiter.need.tokens)
-        for name in paid:
-            self.buckets[name].correct(BY_NAME[name].of(waiter.need))
+        self.limits.give_back(waiter.need, paid)
         if not waiter.turn.done():
             self._waiting.put_back(waiter)
 
@@ -363,7 +303,7 @@ class Lane:
     async def _pay(self, need: Need, paid: list[str]) -> None:
         """Pays the lane's own limits; says which."""
         for measure in MEASURES:
-            bucket = self.buckets.get(measure.name)
+            bucket = self.limits.buckets.get(measure.name)
             if bucket is not None:
                 self.limited_s += await self._gate.timed(measure.label, bucket.acquire(measure.of(need)))
                 paid.append(measure.name)
@@ -393,7 +333,7 @@ class Lane:
             return "server", self.cool_until - now
         if self._probing and self._probe is not None:
             return "server", math.inf
-        if self._configured.concurrency is not None and self.in_flight >= self._configured.concurrency:
+        if self.limits.concurrency is not None and self.in_flight >= self.limits.concurrency:
             return "concurrency", math.inf
         if (wait_s := self._first_wait_s(now)) > 0:
             return "concurrency", wait_s
@@ -402,7 +342,7 @@ class Lane:
         return (None, 0.0) if self._gate.open_to(self) else ("slot", math.inf)
 
     def _first_wait_s(self, now_s: float) -> float:
-        unknown = not self._answered and "rpm" not in self.buckets and not self._gate.knows_requests
+        unknown = not self._answered and not self._knows_requests
         return self._first_s + FIRST_WAIT_S - now_s if unknown and self.in_flight >= FIRST_STREAMS else 0.0
 
     @property
@@ -418,14 +358,9 @@ class Lane:
     @property
     def load(self) -> float:
         """The part of what it may use that is in use: slots, requests or tokens, whichever is most; 0 to 1."""
-        own = [1 - bucket.free for bucket in self.buckets.values()]
-        if self._configured.concurrency is not None:
-            own.append(self.in_flight / self._configured.concurrency)
-        return max([self._gate.load, *own])
+        streams = 0.0 if self.limits.concurrency is None else self.in_flight / self.limits.concurrency
+        return max(self._gate.load, self.limits.load, streams)
 
     def wake(self) -> None:
         """Something changed that it may be waiting for."""
         self._changed.set()
-
-    def _limits(self) -> list[tuple[Measure, Bucket | Quota]]:
-        return [(BY_NAME[name], bucket) for name, bucket in self.buckets.items()]

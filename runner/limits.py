@@ -58,8 +58,8 @@ MAX_HEADER_LIMIT: Final = 1e12
 CONNECT_TIMEOUT_S: Final = 15.0
 """TCP and TLS handshake."""
 SOCKET_BLOCK_BYTES: Final = 64 * KIB
-"""What a transport reads ahead of an attempt that waits, about twice this: 256 KiB for each of 32 streams was 13 MB more
-for nothing, since 64 KiB hold a thousand chunks."""
+"""What a transport reads ahead of an attempt that waits, about twice this: at 256 KiB 32 streams held 13 MB more, for
+nothing: 64 KiB hold a thousand chunks."""
 KEEPALIVE_S: Final = 60.0
 """Idle connections are kept this long: a paced run must not re-handshake TLS for every request (the SDK keeps 5 s)."""
 DRAIN_TIMEOUT_S: Final = 0.25

@@ -1,0 +1,135 @@
+"""What one lane may use: the configured limits of its models, and what the server's headers say of them.
+
+A header lowers a limit at once and raises it when several answers agree; it never raises it above the configuration.
+No job fails by a limit that a single header named.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from runner.buckets import Bucket, Quota
+from runner.ratelimits import Allowance
+from runner.tickets import BY_NAME, MEASURES, Measure, Need, NeverFits
+
+if TYPE_CHECKING:
+    from runner.settings import ModelLimits
+
+AGREED: Final = 3
+"""So many answers in a row must name a limit before it is raised, or a job fails by it."""
+
+
+class LaneLimits:
+    """See the module. All methods are for one event loop."""
+
+    def __init__(self, configured: ModelLimits, clock: Callable[[], float]) -> None:
+        self.concurrency = configured.concurrency
+        self.buckets: dict[str, Bucket | Quota] = {}
+        self._configured = configured
+        self._clock = clock
+        self._higher: dict[str, int] = {}  # answers in a row that named a higher limit
+        self._same: dict[str, int] = {}  # …that named the one in force
+        self._newly_agreed = False
+        for measure in MEASURES:
+            limit = getattr(configured, measure.name)
+            if limit is not None:
+                self.buckets[measure.name] = (
+                    Bucket(limit, clock) if measure.window_s == 60 else Quota(limit, clock, window_s=measure.window_s)
+                )
+
+    # ── Using ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def fitted(self, need: Need, tpm: float | None) -> Need:
+        """What an attempt reserves: a guess at its output shrinks to what one window gives.
+
+        `tpm` is a limit of tokens a minute that holds beside these.
+
+        Raises:
+            NeverFits: it needs more than a whole window.
+        """
+        for measure, limit in self._certain(tpm):
+            beyond = measure.of(need) - limit
+            if beyond > 0 and need.guessed and measure.counts_output and beyond < need.output_tokens:
+                need = need._replace(output_tokens=max(1, int(need.output_tokens - beyond)))
+            elif beyond > 0 and measure.of(need) > 1:
+                window = "a day" if measure.window_s > 60 else "a minute"
+                raise NeverFits(f"needs about {measure.of(need):g} tokens, and the limit is {limit:g} {window}")
+        return need
+
+    def _certain(self, tpm: float | None) -> list[tuple[Measure, float]]:
+        """The limits of tokens in force, but for those that only one header has named."""
+        limits = [] if tpm is None else [(BY_NAME["tpm"], tpm)]
+        for name, bucket in self.buckets.items():
+            configured: float | None = getattr(self._configured, name)
+            limit = bucket.limit if isinstance(bucket, Quota) else bucket.per_minute
+            if limit != configured and self._same.get(name, 0) < AGREED:
+                limit = math.inf if configured is None else configured
+            if BY_NAME[name].counts_tokens:
+                limits.append((BY_NAME[name], limit))
+        return limits
+
+    def give_back(self, need: Need, names: list[str]) -> None:
+        """What was paid of these limits wasn't sent."""
+        for name in names:
+            self.buckets[name].correct(BY_NAME[name].of(need))
+
+    def correct(self, need: Need, used: Need, paid_s: float, *, refunds: bool) -> None:
+        """Gives back what was reserved beyond the real usage, if `refunds`, or takes what is missing."""
+        for name, bucket in self.buckets.items():
+            difference = BY_NAME[name].of(need) - BY_NAME[name].of(used)
+            if difference < 0 or (difference > 0 and refunds):
+                bucket.correct(difference, paid_s)
+
+    @property
+    def load(self) -> float:
+        """The part of a minute's (or a day's) allowance that is in use, of the limit that is used most; 0 to 1."""
+        return max((1 - bucket.free for bucket in self.buckets.values()), default=0.0)
+
+    # ── Learning ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def learn(self, name: str, said: Allowance, *, age_s: float, taken_since: float) -> float:
+        """Takes over what a header says of "rpm" or "tpm"; returns by how much that changes the limit.
+
+        It was said `age_s` ago at most, and `taken_since` was admitted after that.
+        """
+        named = said.per_minute
+        if named is None:
+            return 0.0
+        ceiling = getattr(self._configured, name)
+        limit = named if ceiling is None else min(named, ceiling)
+        bucket = self.buckets.get(name)
+        before = bucket.per_minute if isinstance(bucket, Bucket) else math.inf
+        if not isinstance(bucket, Bucket):
+            bucket = self.buckets[name] = Bucket(limit, self._clock)
+        self._adopt(name, bucket, limit)
+        if _remains(said):
+            bucket.observe(said.remaining or 0.0, age_s=age_s, taken_since=taken_since)
+        return bucket.per_minute - before
+
+    def learn_more(self, said: Allowance, *, age_s: float, taken_since: float) -> None:
+        """A second limit of tokens, the project's beside the organisation's: its remainder is a bound of its own."""
+        bucket = self.buckets.get("tpm")
+        if said.per_minute is not None and _remains(said) and isinstance(bucket, Bucket):
+            bucket.observe(
+                said.remaining or 0.0, age_s=age_s, taken_since=taken_since, per_minute=said.per_minute, of="more"
+            )
+
+    def _adopt(self, name: str, bucket: Bucket, limit: float) -> None:
+        before = bucket.per_minute
+        self._higher[name] = self._higher.get(name, 0) + 1 if limit > before else 0
+        if limit <= before or self._higher[name] >= AGREED:
+            bucket.resize(limit)
+        self._same[name] = self._same.get(name, 0) + 1 if bucket.per_minute == before else 1
+        self._newly_agreed |= self._same[name] == AGREED
+
+    def newly_agreed(self) -> bool:
+        """Whether a limit has become certain since this was asked last: what is being paid for may never fit."""
+        agreed, self._newly_agreed = self._newly_agreed, False
+        return agreed
+
+
+def _remains(said: Allowance) -> bool:
+    """Whether it says what is left. Nothing, and full again at once, is a contradiction."""
+    return said.remaining is not None and not (said.remaining == 0 and said.reset_s == 0)
