@@ -17,6 +17,7 @@ import orjson
 
 from runner import manifest, preflight
 from runner.digests import DigestMap, digest64
+from runner.earlier import EarlierDeltas
 from runner.files import FileSystem, OsFiles, atomic_write, read_file
 from runner.lock import lock_folder
 from runner.plan import Plan
@@ -35,6 +36,7 @@ from runner.recovery import (
     start_afresh,
 )
 from runner.source import STDIN, Scan, scan
+from runner.totals import Totals
 
 MANIFEST: Final = "manifest.json"
 SUMMARY: Final = "summary.json"
@@ -54,7 +56,12 @@ class Folder:
     recovered: Recovered
     earlier: dict[str, Any] | None
     """The manifest that was found."""
-    has_deltas: bool
+    has_deltas: EarlierDeltas | None
+    """What an earlier run left of deltas.jsonl; None if it left none."""
+    one_input: bool = False
+    """All its records came from the bytes that the input has now."""
+    complete: bool = False
+    """Every line of the input is known to have its record: nothing is left to read, nor to run."""
 
     @property
     def done(self) -> DigestMap:
@@ -75,7 +82,7 @@ class Folder:
         """Writes manifest.json; a resumed run keeps its first start and lists its resumes."""
         if self.earlier is not None:
             current = manifest.resumed(self.earlier, current)
-        atomic_write(self.fs, self.path / MANIFEST, manifest.encode(current))
+        atomic_write(self.fs, self.path / MANIFEST, manifest.encode(current | {"one_input": self.one_input}))
 
 
 def write_summary(fs: FileSystem, path: Path, summary: dict[str, Any]) -> None:
@@ -113,11 +120,13 @@ async def open_folder(fs: FileSystem, plan: Plan) -> Folder:
     if plan.settings.strict:
         await preflight.refuse_bad_lines(plan.paths)
     earlier = _read_manifest(fs, plan.out / MANIFEST)
-    folder = Folder(fs, plan.out, scanned, Recovered(DigestMap(), 0, 0, 0), earlier, fs.exists(plan.out / DELTAS))
+    folder = Folder(fs, plan.out, scanned, Recovered(DigestMap(), Totals()), earlier, None)
+    if fs.exists(plan.out / DELTAS):
+        folder.has_deltas = EarlierDeltas(fs, plan.out / DELTAS, lambda key: key in folder.done)
     described = folder.described(plan)
     if earlier is not None:
         manifest.check_same_input(earlier, described, plan.out)
-    folder.recovered = await anyio.to_thread.run_sync(recover, fs, plan.out)
+    await _recover(folder)
     if earlier is not None and len(folder.done):
         manifest.check_same_origin(earlier, simulated=plan.simulate is not None, folder=plan.out)
     changed: set[int] = set()
@@ -126,7 +135,15 @@ async def open_folder(fs: FileSystem, plan: Plan) -> Folder:
     if changed or (plan.retry_failed and folder.recovered.failed):
         is_changed = named(changed)
         await _set_aside(folder, lambda entry: is_changed(entry) or (plan.retry_failed and failed(entry)))
+    folder.one_input = manifest.of_one_input(earlier, described, len(folder.done))
+    if folder.one_input and scanned is not None and len(folder.done) == scanned.lines:
+        folder.complete = await anyio.to_thread.run_sync(preflight.all_done, plan.paths, folder.done)
     return folder
+
+
+async def _recover(folder: Folder) -> None:
+    expected = folder.scanned.lines if folder.scanned else 0
+    folder.recovered = await anyio.to_thread.run_sync(recover, folder.fs, folder.path, expected)
 
 
 async def _changed(folder: Folder, plan: Plan) -> set[int]:
@@ -144,7 +161,7 @@ async def _changed(folder: Folder, plan: Plan) -> set[int]:
 
 async def _set_aside(folder: Folder, chosen: Callable[[Entry], bool]) -> None:
     await anyio.to_thread.run_sync(set_aside, folder.fs, folder.path, chosen)
-    folder.recovered = await anyio.to_thread.run_sync(recover, folder.fs, folder.path)
+    await _recover(folder)
 
 
 def _read_manifest(fs: FileSystem, path: Path) -> dict[str, Any] | None:

@@ -121,6 +121,16 @@ def unchanged(old: dict[str, Any], described: dict[str, Any]) -> bool:
     return described["sha256"] is not None and old["input"].get("sha256") == described["sha256"]
 
 
+def of_one_input(old: dict[str, Any] | None, described: dict[str, Any], records: int) -> bool:
+    """Whether all records of the folder came from these very bytes, by what the manifest says; None: there is none.
+
+    A manifest is written before the first record of its run, so it can't claim too much after a crash.
+    """
+    if old is None:
+        return records == 0
+    return old.get("one_input") is True and unchanged(old, described)
+
+
 def without_credentials(url: str) -> str:
     """The URL without user, password and query."""
     parts = urlsplit(url)

@@ -11,12 +11,13 @@ names a server invents.
 from __future__ import annotations
 
 import math
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from runner.limits import MAX_COUNTED_NAMES
-from runner.sketch import Sketch
+from runner.totals import Finished as Finished
+from runner.totals import Tally as Tally
+from runner.totals import Totals as Totals
 
 if TYPE_CHECKING:
     from runner.admission import AdmissionStatistics
@@ -70,139 +71,6 @@ class Snapshot(NamedTuple):
     def done(self) -> int:
         """Jobs that have their record, of this run and of earlier ones."""
         return self.resumed + self.succeeded + self.failed
-
-
-class Finished(NamedTuple):
-    """What one final record adds to the counts. Times in seconds; None is unknown, never zero."""
-
-    ok: bool
-    error_code: str | None = None
-    finish: str | None = None
-    input_tokens: int | None = None
-    cached_tokens: int | None = None
-    output_tokens: int | None = None
-    reasoning_tokens: int | None = None
-    cost: float | None = None
-    ttft_s: float | None = None
-    duration_s: float | None = None
-    queue_s: float | None = None
-    limiter_wait_s: float | None = None
-    icl_p50_s: float | None = None  # the answer's median gap between content chunks
-    icl_p99_s: float | None = None
-    icl_max_s: float | None = None
-    chunks: int = 0
-    attempts: int = 0
-    retries: tuple[str, ...] = ()  # reasons of the attempts before the last
-
-    @classmethod
-    def of_record(cls, record: Mapping[str, Any]) -> Finished:
-        """Reads a record of results.jsonl; a field of the wrong type is unknown.
-
-        Raises:
-            ValueError: it isn't one: `error` or `runner` is missing or no object.
-        """
-        error, runner = record.get("error", ""), record.get("runner")
-        if not isinstance(runner, dict) or not (error is None or isinstance(error, dict)):
-            raise ValueError("not a record of a run")
-        code, finish, retries = (error or {}).get("code"), runner.get("finish"), runner.get("retries")
-        return cls(
-            ok=error is None,
-            error_code=None if error is None else code if isinstance(code, str) else "unknown",
-            finish=finish if isinstance(finish, str) else None,
-            cost=_number(runner.get("cost")),
-            chunks=_count(runner.get("chunks")) or 0,
-            attempts=_count(runner.get("attempts")) or 0,
-            retries=tuple(_reasons(retries)),
-            input_tokens=_count(_member(runner, "usage", "input_tokens")),
-            cached_tokens=_count(_member(runner, "usage", "cached_tokens")),
-            output_tokens=_count(_member(runner, "usage", "output_tokens")),
-            reasoning_tokens=_count(_member(runner, "usage", "reasoning_tokens")),
-            ttft_s=_number(runner.get("ttft_s")),
-            duration_s=_number(runner.get("duration_s")),
-            queue_s=_number(runner.get("queue_s")),
-            limiter_wait_s=_number(runner.get("limiter_wait_s")),
-            icl_p50_s=_number(_member(runner, "icl", "p50")),
-            icl_p99_s=_number(_member(runner, "icl", "p99")),
-            icl_max_s=_number(_member(runner, "icl", "max")),
-        )
-
-
-TOKENS: Final = ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens")
-
-
-def _member(runner: Mapping[str, Any], group: str, name: str) -> Any:
-    found = runner.get(group)
-    return found.get(name) if isinstance(found, dict) else None
-
-
-def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-
-def _count(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
-
-
-def _reasons(retries: Any) -> list[str]:
-    found = retries if isinstance(retries, list) else []
-    return [str(retry["reason"]) for retry in found if isinstance(retry, dict) and "reason" in retry]
-
-
-class Tally(Counter[str]):
-    """Counts by name. Names may be a server's: after MAX_COUNTED_NAMES different ones the rest are `other`."""
-
-    def note(self, name: str) -> None:
-        """Counts one."""
-        self[name if name in self or len(self) < MAX_COUNTED_NAMES else "other"] += 1
-
-
-class Totals:
-    """What finished jobs sum up to. Latencies of answers are those of jobs that succeeded, waits those of all sent."""
-
-    def __init__(self) -> None:
-        self.succeeded = 0
-        self.failed = 0
-        self.rejected = 0
-        self.attempts = 0
-        self.chunks = 0
-        self.tokens = dict.fromkeys(TOKENS, 0)
-        self.cost: float | None = None
-        self.unpriced = 0
-        """Answers whose usage is known and whose cost isn't."""
-        self.errors = Tally()
-        self.finishes = Tally()
-        self.retries = Tally()
-        self.times = {
-            name: Sketch()
-            for name in ("ttft_s", "duration_s", "queue_s", "limiter_wait_s", "icl_p50_s", "icl_p99_s", "icl_max_s")
-        }
-
-    def add(self, job: Finished) -> None:
-        """Counts one finished job."""
-        self.succeeded += job.ok
-        self.failed += not job.ok
-        self.rejected += not job.ok and job.attempts == 0
-        self.attempts += job.attempts
-        self.chunks += job.chunks
-        for name in TOKENS:
-            self.tokens[name] += getattr(job, name) or 0
-        if job.cost is not None:
-            self.cost = job.cost + (self.cost or 0.0)
-        else:
-            self.unpriced += job.output_tokens is not None
-        if job.error_code is not None:
-            self.errors.note(job.error_code)
-        if job.finish is not None:
-            self.finishes.note(job.finish)
-        for reason in job.retries:
-            self.retries.note(reason)
-        self._add_times(job)
-
-    def _add_times(self, job: Finished) -> None:
-        for name, sketch in self.times.items():
-            value = getattr(job, name)
-            if value is not None and (job.ok or name in ("queue_s", "limiter_wait_s")):
-                sketch.add(value)
 
 
 class _Rate:

@@ -1,17 +1,18 @@
 """The pass over the input before anything is sent, made only where its answer can matter.
 
 It finds jobs whose line changed under a known id since an earlier run (only where the input's bytes changed), and lines
-that can't be jobs (only under --strict).
+that can't be jobs (only under --strict). Where the bytes are the same and there are as many records as lines, it finds
+out whether all is done already, which is cheaper than to read the jobs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from runner.digests import DigestMap, digest64
+from runner.digests import DigestMap, digest64, digests64
 from runner.errors import UsageError
 from runner.jobs import Job, Rejected
-from runner.source import JobSource
+from runner.source import JobSource, given_ids
 
 _SHOWN = 5
 
@@ -34,6 +35,22 @@ def changes_refused(ids: Sequence[str], paths: Sequence[str]) -> UsageError:
         f"{', '.join(paths)}: {len(ids)} finished job(s) now ask something else under the same id ({shown}): "
         "give them another custom_id, or run them again with --accept-changes (their old records are kept aside)"
     )
+
+
+def all_done(paths: Sequence[str], done: DigestMap) -> bool:
+    """Whether every line names an id of its own that has its record. Blocks: run it in a thread.
+
+    Only where all records are known to be of these bytes: then none of an id is of another line than the one that
+    names it. False where a line has no id, or can't be a job: who is to know without having parsed all of them.
+
+    Raises:
+        InputError: a file can't be read.
+    """
+    ticks = done.ticks()
+    for names in given_ids(paths):
+        if names is None or not done.tick(digests64(name.encode() for name in names), ticks):
+            return False
+    return ticks.count(1) == len(done)
 
 
 async def refuse_bad_lines(paths: Sequence[str]) -> None:

@@ -43,6 +43,8 @@ class History:
     """From being read to the last attempt's admission, backoff included."""
     limiter_wait_s: float = 0.0
     """The part of it spent waiting for RPM, TPM or a cool-down."""
+    admitted_s: float | None = None
+    """Monotonic, of the last attempt."""
     started: datetime | None = None
     """UTC, of the last attempt."""
     retries: list[Retry] = field(default_factory=list)

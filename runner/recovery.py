@@ -1,10 +1,13 @@
 """What an earlier run left → what remains to do.
 
-results.jsonl is read once, line by line. A tail that isn't a whole record is what a crash leaves: it is moved aside to
-torn.jsonl and cut off, and its job runs again. Zeros before a record are what a power loss leaves when the later pages
-of the last group reached the disk and the earlier ones didn't (a record of ours holds no raw zero): those lines are
-moved aside too, and the records round them stay. Any other bad line with a good one behind it is what no crash of ours
-leaves: it is refused, by line number, rather than guessed at.
+results.jsonl is read once: what is done, and what that sums up to. The lines of a block are read together as long as
+each is plainly a record (`written`); where one isn't, its neighbours are looked at one by one.
+
+A tail that isn't a whole record is what a crash leaves: it is moved aside to torn.jsonl and cut off, and its job runs
+again. Zeros before a record are what a power loss leaves when the later pages of the last group reached the disk and
+the earlier ones didn't (a record of ours holds no raw zero): those lines are moved aside too, and the records round
+them stay. Any other bad line with a good one behind it is what no crash of ours leaves: it is refused, by line number,
+rather than guessed at.
 
 Moving records aside (--retry-failed, --accept-changes) first makes the copies durable in superseded.jsonl, then
 replaces results.jsonl in one rename: a crash in between repeats a copy, and loses nothing.
@@ -17,11 +20,12 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Final, NamedTuple
 
-import orjson
-
 from runner.digests import DigestMap, digest64
 from runner.errors import DamagedOutputError
 from runner.files import AppendFile, FileSystem, output_errors
+from runner.totals import Finished, Totals
+from runner.written import Block, read, read_any
+from runner.written import Entry as Entry
 
 RESULTS: Final = "results.jsonl"
 DELTAS: Final = "deltas.jsonl"
@@ -29,6 +33,8 @@ TORN: Final = "torn.jsonl"
 SUPERSEDED: Final = "superseded.jsonl"
 _NEW: Final = f"{RESULTS}.new"
 _BLOCK_BYTES: Final = 1 << 20
+_SHORTEST_BYTES: Final = 150
+"""About the length of the shortest record."""
 MAX_RECORD_BYTES: Final = 1 << 30
 """A longer line without an end isn't one of our records: the longest answer is bounded far below."""
 
@@ -37,9 +43,14 @@ class Recovered(NamedTuple):
     """What results.jsonl holds."""
 
     done: DigestMap  # digest of the id → digest of what was asked (0 for a rejected line)
-    succeeded: int
-    failed: int
-    torn_bytes: int  # moved aside now
+    totals: Totals
+    torn_bytes: int = 0  # moved aside now
+    size_bytes: int = 0  # of the records: what a run adds stands behind them
+
+    @property
+    def failed(self) -> int:
+        """Records of jobs that failed, and of lines that can't be jobs."""
+        return self.totals.failed
 
 
 class Line(NamedTuple):
@@ -51,12 +62,13 @@ class Line(NamedTuple):
     whole: bool  # whether a newline ended it
 
 
-class Entry(NamedTuple):
-    """What a record says of itself."""
+class Group(NamedTuple):
+    """Lines that ended in one block, without their newlines."""
 
-    id: str
-    digest: int
-    ok: bool
+    number: int  # of the first
+    offset: int  # of the first
+    lines: list[bytes]
+    whole: bool  # whether newlines ended them
 
 
 class Moved(NamedTuple):
@@ -66,8 +78,8 @@ class Moved(NamedTuple):
     size_bytes: int  # without newlines
 
 
-def recover(fs: FileSystem, folder: Path) -> Recovered:
-    """Reads results.jsonl, repairs it and the tail of deltas.jsonl.
+def recover(fs: FileSystem, folder: Path, expected: int = 0) -> Recovered:
+    """Reads results.jsonl, repairs it and the tail of deltas.jsonl. `expected` records are read without regrowing.
 
     Raises:
         DamagedOutputError: a line in the middle isn't a record, or an id has two.
@@ -79,9 +91,9 @@ def recover(fs: FileSystem, folder: Path) -> Recovered:
         fs.remove(folder / _NEW)  # of a crash while records were moved aside
         fd = fs.open_append(path)
         try:
-            found = _Found(path)
-            for line in read_lines(fs, fd):
-                found.add(line)
+            found = _Found(path, min(expected, fs.size(fd) // _SHORTEST_BYTES))
+            for group in read_groups(fs, fd):
+                found.add_all(group)
             if found.tail is not None and not found.holes:
                 torn_bytes = _move_tail(fs, folder, fd, found.tail.offset)
         finally:
@@ -90,32 +102,54 @@ def recover(fs: FileSystem, folder: Path) -> Recovered:
             torn_bytes = _move_lines(fs, folder, TORN, lambda entry: entry is None).size_bytes
         fs.fsync_dir(folder)
     _end_last_line(fs, folder / DELTAS)
-    return Recovered(found.done, found.succeeded, found.failed, torn_bytes)
+    return Recovered(found.done, found.totals, torn_bytes, found.size_bytes)
 
 
 class _Found:
     """What has been read of results.jsonl so far."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, expected: int) -> None:
         self._path = path
-        self.done = DigestMap()
-        self.succeeded = 0
-        self.failed = 0
+        self.done = DigestMap(expected)
+        self.totals = Totals()
+        self.size_bytes = 0
+        """Of the records, with their newlines."""
         self.tail: Line | None = None
         """The first line that is no record and has no record behind it."""
         self.holes = False
         """Whether there are zeros before a record."""
         self._damage: Line | None = None
 
-    def add(self, line: Line) -> None:
-        """Takes the next line.
+    def add_all(self, group: Group) -> None:
+        """Takes the next lines.
 
         Raises:
             DamagedOutputError: see `recover`.
         """
-        entry = parse(line.data) if line.whole else None
-        if entry is not None:
-            self._add_record(line, entry)
+        sound = group.whole and self.tail is None
+        block = read(group.lines) if sound else None
+        if block is not None:
+            self._add_block(group, block)
+        elif sound and len(group.lines) > 1:  # one odd line must not make many slow
+            for half in halves(group):
+                self.add_all(half)
+        else:
+            for line in lines_of(group):
+                self._add(line)
+
+    def _add_block(self, group: Group, block: Block) -> None:
+        new = self.done.add(block.keys(), block.digests)
+        if new < len(block.records):
+            raise self._second(group.number + new, block.records[new].id)
+        self.totals.add_all(block.records)
+        self.size_bytes += sum(map(len, group.lines)) + len(group.lines)
+
+    def _add(self, line: Line) -> None:
+        found = read_any(line.data) if line.whole else None
+        if found is not None:
+            self._add_record(line, found[0])
+            self.totals.add(Finished.of_record(found[1]))
+            self.size_bytes += len(line.data) + 1
             return
         self.tail = self.tail or line
         if b"\0" not in line.data:
@@ -128,15 +162,16 @@ class _Found:
             raise self._damaged(self._damage)
         key = digest64(entry.id.encode())
         if key in self.done:
-            raise DamagedOutputError(
-                f"{self._path}:{line.number}: a second record of {entry.id!r}. Every job has one: "
-                "remove the line that is wrong, or start anew with --fresh (what is there is kept aside)"
-            )
+            raise self._second(line.number, entry.id)
         self.holes = self.holes or self.tail is not None
         self.tail = None
         self.done.set(key, entry.digest)
-        self.succeeded += entry.ok
-        self.failed += not entry.ok
+
+    def _second(self, number: int, name: str) -> DamagedOutputError:
+        return DamagedOutputError(
+            f"{self._path}:{number}: a second record of {name!r}. Every job has one: "
+            "remove the line that is wrong, or start anew with --fresh (what is there is kept aside)"
+        )
 
     def _damaged(self, bad: Line) -> DamagedOutputError:
         return DamagedOutputError(
@@ -145,37 +180,51 @@ class _Found:
         )
 
 
-def read_lines(fs: FileSystem, fd: int) -> Iterator[Line]:
-    """The lines of a file, in blocks; the last one may lack its newline."""
-    number, offset, start = 0, 0, 0
+def read_groups(fs: FileSystem, fd: int) -> Iterator[Group]:
+    """The lines of a file, a block's at a time; the last one alone where it lacks its newline."""
+    number, offset, start = 1, 0, 0
     parts: list[bytes] = []
     while block := fs.read(fd, _BLOCK_BYTES, offset):
         offset += len(block)
-        *ends, rest = block.split(b"\n")
-        for end in ends:
-            data = b"".join([*parts, end])
+        *lines, rest = block.split(b"\n")
+        if lines:
+            lines[0] = b"".join([*parts, lines[0]])
+            yield Group(number, start, lines, whole=True)
+            number += len(lines)
+            start = offset - len(rest)
             parts.clear()
-            number += 1
-            yield Line(number, start, data, whole=True)
-            start += len(data) + 1
         parts.append(rest)
         if offset - start > MAX_RECORD_BYTES:
             break
     if offset > start:
-        yield Line(number + 1, start, b"".join(parts), whole=False)
+        yield Group(number, start, [b"".join(parts)], whole=False)
+
+
+def lines_of(group: Group) -> Iterator[Line]:
+    """The lines of a group, one by one."""
+    offset = group.offset
+    for number, data in enumerate(group.lines, group.number):
+        yield Line(number, offset, data, group.whole)
+        offset += len(data) + 1
+
+
+def halves(group: Group) -> tuple[Group, Group]:
+    """The first half of a group's lines, and the second."""
+    half = len(group.lines) // 2
+    first, second = group.lines[:half], group.lines[half:]
+    behind = group.offset + sum(map(len, first)) + half
+    return group._replace(lines=first), Group(group.number + half, behind, second, group.whole)
+
+
+def read_lines(fs: FileSystem, fd: int) -> Iterator[Line]:
+    """The lines of a file, in blocks; the last one may lack its newline."""
+    return (line for group in read_groups(fs, fd) for line in lines_of(group))
 
 
 def parse(data: bytes) -> Entry | None:
     """What a line of results.jsonl says of itself; None if it isn't a record."""
-    try:
-        record = orjson.loads(data)
-        ours = record["runner"]["digest"]
-        name = record["id"]
-        ok = record["error"] is None
-        digest = 0 if ours is None else int(ours, 16)
-    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
-        return None
-    return Entry(name, digest, ok) if isinstance(name, str) and 0 <= digest < 1 << 64 else None
+    found = read_any(data)
+    return None if found is None else found[0]
 
 
 def _move_tail(fs: FileSystem, folder: Path, fd: int, offset: int) -> int:

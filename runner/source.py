@@ -22,6 +22,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple, cast
 
 import anyio.to_thread
+import msgspec
 import zstandard
 
 from runner.errors import InputError
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 STDIN: Final = "-"
 _POLL_S: Final = 0.2
 """How long a read of an idle pipe may last before it looks whether the run still wants it."""
+OF_REJECTED: Final = "line-"
+"""How the ids of lines that can't be jobs begin. No job may be given such a one."""
 _ZSTD_READ_BYTES: Final = 512
 """Decompressed at once: a hostile file makes 128 KiB of 4 bytes, hence at most 16 MiB of this."""
 
@@ -264,11 +267,78 @@ def scan(paths: Sequence[str], *, max_line_bytes: int = MAX_LINE_BYTES) -> Scan 
     digest = hashlib.sha256()
     lines = size = 0
     for path in paths:
-        splitter = LineSplitter(max_line_bytes)
+        counter = _LineCounter(max_line_bytes)
         with open_input(path) as file:
             for block in _file_blocks(path, file):
                 digest.update(block)
                 size += len(block)
-                lines += len(splitter.feed(block))
-        lines += len(splitter.finish())
+                counter.feed(block)
+        lines += counter.finish()
     return Scan(digest.hexdigest(), lines, size)
+
+
+class _LineCounter:
+    """Counts what a LineSplitter finds, which gets only the lines at the edges of the blocks: a quarter of the time."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max = max_bytes
+        self._splitter = LineSplitter(max_bytes)
+        self._lines = 0
+        self._begun = False
+
+    def feed(self, block: bytes) -> None:
+        first, *inner = block.split(b"\n")
+        # The first bytes may be a byte-order mark, and a line over the bound counts even if it is blank.
+        if not inner or not self._begun or max(map(len, inner)) > self._max:
+            self._lines += len(self._splitter.feed(block))
+            self._begun = True
+            return
+        self._lines += len(self._splitter.feed(first + b"\n" + inner.pop()))
+        self._lines += sum(map(bool, map(bytes.strip, inner)))
+
+    def finish(self) -> int:
+        return self._lines + len(self._splitter.finish())
+
+
+class _Named(msgspec.Struct, gc=False):
+    custom_id: str
+
+
+_named = msgspec.json.Decoder(_Named).decode_lines
+
+
+def given_ids(paths: Sequence[str]) -> Iterator[list[str] | None]:
+    """The custom_id of every line, a block's at a time; None, and no more, where a line has none that a job may have.
+
+    It is no parser: of a file with lines that can't be jobs it may name fewer or other ids than the parser would.
+
+    Raises:
+        InputError: a file can't be read to its end.
+    """
+    for path in paths:
+        with open_input(path) as file:
+            for block in _whole_lines(path, file):
+                try:
+                    names = [named.custom_id for named in _named(block)]
+                except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                    names = [OF_REJECTED]
+                if any(name.startswith(OF_REJECTED) for name in names):
+                    yield None
+                    return
+                yield names
+
+
+def _whole_lines(path: str, file: BinaryIO) -> Iterator[bytes]:
+    """Blocks that end where a line does, or where it has become too long to be a job."""
+    rest = bytearray()
+    for block in _file_blocks(path, file):
+        lines, newline, begun = block.rpartition(b"\n")
+        if newline:
+            yield bytes(rest) + lines
+            rest = bytearray(begun)
+        else:
+            rest += block
+        if len(rest) > MAX_LINE_BYTES:
+            yield bytes(rest)
+            rest = bytearray()
+    yield bytes(rest)

@@ -6,36 +6,35 @@ made again at any time.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, Final, Protocol
 
-import orjson
-
 from runner.escape import for_line
-from runner.metrics import Finished, Totals
 from runner.sketch import Sketch
+from runner.totals import Finished, Totals
+from runner.written import read, read_any
 
 SCHEMA: Final = 1
+_GROUP_BYTES: Final = 1 << 20
 MIN_COUNT: Final = {0.5: 1, 0.9: 38, 0.99: 370}
 """How many samples a percentile needs to be shown: a 95 % Wilson interval of its rank then spans at most the same
 again on the upper side. p90 about 38, p99 about 370."""
 
 
-def summarize(lines: Iterable[bytes]) -> dict[str, Any]:
-    """Counts, tokens, cost and percentiles of the records in `lines`. One pass, bounded memory.
+def summarize(lines: Iterable[bytes], totals: Totals | None = None) -> dict[str, Any]:
+    """Counts, tokens, cost and percentiles of the records in `lines`, beside those that `totals` has: it takes them in.
 
-    Latencies are those of jobs that succeeded, waits those of all that were sent. `cost` is None where no answer had a
-    price.
+    One pass, bounded memory. Latencies are those of jobs that succeeded, waits those of all that were sent. `cost` is
+    None where no answer had a price.
 
     Raises:
         ValueError: a line is not a record.
     """
-    totals = Totals()
-    for number, line in enumerate(lines, 1):
-        try:
-            totals.add(Finished.of_record(orjson.loads(line)))
-        except (ValueError, AttributeError):
-            raise ValueError(f"line {number} is not a record") from None
+    totals = totals or Totals()
+    number = totals.succeeded + totals.failed
+    for group in _groups(lines):
+        _count(totals, group, number + 1)
+        number += len(group)
     return {
         "schema": SCHEMA,
         "counts": {
@@ -53,6 +52,36 @@ def summarize(lines: Iterable[bytes]) -> dict[str, Any]:
         "cost": totals.cost,
         "percentiles": {name: percentiles(sketch) for name, sketch in totals.times.items()},
     }
+
+
+def _groups(lines: Iterable[bytes]) -> Iterator[list[bytes]]:
+    """Some lines at a time, bounded by their bytes."""
+    group: list[bytes] = []
+    size = 0
+    for line in lines:
+        group.append(line)
+        size += len(line)
+        if size >= _GROUP_BYTES:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def _count(totals: Totals, lines: list[bytes], first: int) -> None:
+    """Counts the records of some lines, together where each is plainly one."""
+    block = read(lines)
+    if block is not None:
+        totals.add_all(block.records)
+    elif len(lines) > 1:
+        half = len(lines) // 2
+        _count(totals, lines[:half], first)
+        _count(totals, lines[half:], first + half)
+    else:
+        found = read_any(lines[0])
+        if found is None:
+            raise ValueError(f"line {first} is not a record")
+        totals.add(Finished.of_record(found[1]))
 
 
 def percentiles(sketch: Sketch) -> dict[str, float | int | None]:

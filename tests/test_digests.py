@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner.digests import DigestMap, digest64
+from runner.digests import DigestMap, digest64, digests64
 
 KEYS = st.integers(0, 70) | st.integers(0, (1 << 64) - 1)
 STEPS = st.lists(st.tuples(st.sampled_from(["set", "increment", "get"]), KEYS, KEYS), max_size=200)
@@ -38,6 +38,38 @@ def test_it_grows_and_forgets_nothing():
     assert not any(digest64(b"other %d" % i) in found for i in range(1_000))
 
 
+@given(st.lists(st.lists(KEYS, max_size=30), max_size=6), st.sets(KEYS, max_size=20))
+def test_many_are_added_in_order_up_to_the_first_that_is_there(groups, before):
+    found, model = DigestMap(), {}
+    for key in before:
+        found.set(key, 1)
+        model[key] = 1
+    for keys in groups:
+        values = [key ^ 5 for key in keys]
+        added = found.add(array("Q", keys), array("Q", values))
+        new = next((i for i, key in enumerate(keys) if key in model or key in keys[:i]), len(keys))
+        model.update(zip(keys[:new], values, strict=False))
+        assert added == new
+        assert len(found) == len(model)
+        assert {key: found.get(key) for key in [*model, *keys]} == {key: model.get(key) for key in [*model, *keys]}
+
+
+@given(st.sets(KEYS.filter(bool), max_size=60), st.lists(KEYS, max_size=60))
+def test_a_key_is_ticked_off_once_and_only_if_it_is_there(there, keys):
+    found = DigestMap()
+    for key in there:
+        found.set(key, 0)
+    ticks = found.ticks()
+    assert found.tick(keys, ticks) == (there.issuperset(keys) and len(set(keys)) == len(keys))
+    assert ticks.count(1) <= len(there)
+
+
+def test_many_digests_are_those_of_each():
+    data = [b"%d" % i for i in range(100)]
+    assert list(digests64(data)) == [digest64(one) for one in data]
+    assert list(digests64([])) == []
+
+
 def test_keys_that_want_one_slot_all_find_their_own():
     found = DigestMap()
     keys = [63 + (i << 32) for i in range(200)]  # the last slot: probing goes round the end
@@ -65,18 +97,18 @@ def test_a_value_of_zero_is_not_absence():
 @pytest.mark.parametrize("expected", [0, 1, 38, 39, 1_000])
 def test_what_was_expected_fits_without_growing(expected):
     found = DigestMap(expected)
-    table = found._keys
+    table = found._table
     for i in range(expected):
         found.set(digest64(b"%d" % i), i)
-    assert found._keys is table
+    assert found._table is table
 
 
 def test_it_takes_at_most_two_tables_of_16_bytes_for_each_60_percent():
     found = DigestMap()
     for i in range(10_000):
         found.set(digest64(b"%d" % i), 1)
-    assert isinstance(found._keys, array)
-    taken = found._keys.itemsize * len(found._keys) + found._values.itemsize * len(found._values)
+    assert isinstance(found._table, array)
+    taken = found._table.itemsize * len(found._table)
     assert taken <= 2 * 16 * 10_000 / 0.6
 
 

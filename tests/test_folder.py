@@ -107,6 +107,81 @@ def test_retry_failed_touches_nothing_where_nothing_failed(world):
     assert (fs.content(RESULTS), fs.content(SUPERSEDED)) == (before, None)
 
 
+# ── Nothing left ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def whole(world):
+    """A finished run over lines which all are jobs with an id."""
+    world.write_jobs(JOBS, bad_line=False)
+    fs = MemoryFiles()
+    assert run(fs, world)
+    return fs
+
+
+def test_a_folder_with_a_record_of_every_line_is_known_to_be_complete(whole, world):
+    assert opened(whole, world).complete
+    assert run(whole, world)
+    assert opened(whole, world).complete
+
+
+def test_a_folder_that_lacks_a_record_is_not_complete(whole, world):
+    for missing in range(len(JOBS)):
+        fs, lines = whole.after_kill(), lines_of(whole, RESULTS)
+        fs.put(RESULTS, b"".join(lines[:missing] + lines[missing + 1 :]))
+        assert not opened(fs, world).complete
+        fs.put(RESULTS, b"".join([*lines[:missing], *lines[missing + 1 :], record("foreign")]))
+        assert not opened(fs, world).complete, "as many records as lines, but not theirs"
+
+
+def test_failed_jobs_that_are_to_run_again_are_left(whole, world):
+    assert opened(whole.after_kill(), world).complete
+    assert not opened(whole, world, retry_failed=True).complete
+
+
+def test_a_folder_is_complete_only_if_all_its_records_are_of_this_very_input(whole, world):
+    """A line that became no job, under an id whose earlier line had its record: it has yet to get one of its own."""
+    assert len(JOBS) == 4
+    world.jobs.write_bytes(world.jobs.read_bytes().replace(b'"prompt":"j0 0"', b'"prompt":["j0"]'))
+    folder = opened(whole, world)
+    assert len(folder.done) == folder.scanned.lines
+    assert not folder.complete
+    whole.put(MANIFEST, manifest.encode({"input": folder.described(world.plan()), "one_input": folder.one_input}))
+    assert not opened(whole, world).complete, "and not a run later, either"
+    assert run(whole, world)
+    assert len(opened(whole, world).done) == len(JOBS) + 1
+
+
+@pytest.mark.parametrize("earlier", [None, {}, {"one_input": False}, {"one_input": 1}])
+def test_without_a_manifest_that_says_so_a_folder_is_not_known_to_be_complete(whole, world, earlier):
+    described = opened(whole, world).described(world.plan())
+    whole.remove(MANIFEST)
+    if earlier is not None:
+        whole.put(MANIFEST, manifest.encode({"input": described, **earlier}))
+    assert not opened(whole, world).complete
+    assert run(whole, world)
+    assert not opened(whole, world).complete
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        b'{"prompt":"no id"}',
+        b'{"custom_id":"j0","prompt":"twice"}',
+        b"{not a job",
+        b'{"custom_id":7,"prompt":"a number"}',
+    ],
+)
+def test_lines_that_only_the_parser_can_name_leave_it_to_the_parser(world, more):
+    world.write_jobs(JOBS, bad_line=False)
+    world.jobs.write_bytes(world.jobs.read_bytes() + more + b"\n")
+    fs = MemoryFiles()
+    assert run(fs, world)
+    folder = opened(fs, world)
+    assert len(folder.done) == folder.scanned.lines == len(JOBS) + 1
+    assert not folder.complete
+
+
 # ── Changes ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -3,10 +3,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from runner import totals
 from runner.admission import AdmissionStatistics
 from runner.limits import MAX_COUNTED_NAMES
-from runner.metrics import Finished, RunMetrics, Tally
+from runner.metrics import RunMetrics
+from runner.totals import Finished, Tally
 
 
 class Clock:
@@ -71,6 +75,17 @@ def test_names_that_a_server_invents_do_not_fill_memory():
         tally.note(f"code-{i}")
     assert len(tally) == MAX_COUNTED_NAMES + 1
     assert tally["other"] == 1000
+
+
+@given(st.lists(st.sampled_from([f"code-{i}" for i in range(8)] + ["other"]), max_size=40))
+def test_names_noted_together_are_those_noted_one_by_one(names):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(totals, "MAX_COUNTED_NAMES", 4)
+        together, each = Tally({"code-3": 1}), Tally({"code-3": 1})
+        together.note_all(names)
+        for name in names:
+            each.note(name)
+    assert list(together.items()) == list(each.items())
 
 
 @pytest.mark.parametrize("junk", [None, "x", [], {}, True, -1, 10**400])

@@ -12,9 +12,9 @@ from runner import records
 from runner.attempt import Attempted
 from runner.faults import Fault, FaultKind
 from runner.jobs import Rejected
-from runner.metrics import Finished
 from runner.outcome import Completed, Failed, Usage
 from runner.records import History, Retry
+from runner.totals import Finished
 from tests.scripted import chat_job
 
 BODY = {"id": "c", "model": "m-2026", "choices": []}

@@ -3,13 +3,14 @@ from __future__ import annotations
 import errno
 from dataclasses import replace
 from random import Random
+from typing import Any
 
 import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner import recovery
+from runner import recovery, summary, written
 from runner.digests import digest64
 from runner.errors import DamagedOutputError, OutputError
 from runner.recovery import Entry, failed, named, parse, read_lines, recover, set_aside, start_afresh
@@ -97,7 +98,7 @@ def test_fragments_of_several_crashes_stand_on_lines_of_their_own():
 
 def test_what_is_recovered_is_counted():
     found = recover(folder(A + B + C), OUT)
-    assert (found.succeeded, found.failed, found.torn_bytes) == (2, 1, 0)
+    assert (found.totals.succeeded, found.failed, found.torn_bytes) == (2, 1, 0)
     assert found.done.get(digest64(b"c")) == 7
 
 
@@ -219,6 +220,74 @@ def test_lines_are_the_same_whatever_the_size_of_the_blocks(data):
     for number, line in enumerate(readings[0], 1):
         assert line.number == number
         assert data[line.offset :].startswith(line.data)
+
+
+# ── Many at once ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+PLAIN = [record(f"p{n}", digest=n, ok=n % 3 > 0, answer=n) for n in range(40)]
+ODD = [A.replace(b'"a"', b'"odd%d"' % n).replace(b'"0000000000000001"', b'"1"') for n in range(5)]
+"""Records that only the tolerant way takes: their digests lack leading zeros."""
+BAD = [b"garbage\n", b"\n", b"\0\0\0\n", b"{}\n", b"\xff\n", PLAIN[0][:40] + b"\n", PLAIN[1][:60] + b"\0" * 30 + b"\n"]
+
+
+def outcome(results: bytes) -> Any:
+    """What recovery makes of a file: the error and what stands in the folder afterwards, or what was found in it."""
+    fs = folder(results)
+    try:
+        found = recover(fs, OUT)
+    except DamagedOutputError as error:
+        return str(error), fs.content(RESULTS), fs.content(TORN)
+    counts = [found.totals.succeeded, found.totals.failed, found.torn_bytes, found.size_bytes, len(found.done)]
+    known = [found.done.get(digest64(name.encode())) for name in NAMES]
+    assert found.size_bytes == len(fs.content(RESULTS) or b"")
+    return counts, known, fs.content(RESULTS), fs.content(TORN)
+
+
+NAMES = [orjson.loads(line)["id"] for line in [*PLAIN, *ODD]]
+_lines = st.lists(st.sampled_from(PLAIN + ODD), unique=True, max_size=45)
+_extra = st.lists(st.tuples(st.integers(0, 50), st.sampled_from(BAD + PLAIN[:5] + ODD[:2])), max_size=2)
+
+
+@given(
+    lines=_lines, extra=_extra, cut=st.integers(0, 90) | st.just(0), block=st.sampled_from([50, 700, 4_000, 1 << 20])
+)
+def test_many_lines_together_are_recovered_as_one_by_one(lines, extra, cut, block):
+    for place, line in extra:
+        lines = [*lines[:place], line, *lines[place:]]
+    results = b"".join(lines)
+    results = results[: len(results) - cut]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recovery, "_BLOCK_BYTES", block)
+        together = outcome(results)
+        patch.setattr(recovery, "read", lambda lines: None)
+        assert outcome(results) == together
+
+
+def test_one_odd_record_does_not_make_its_neighbours_slow(monkeypatch):
+    looked_at: list[bytes] = []
+
+    def noted(data):
+        looked_at.append(data)
+        return written.read_any(data)
+
+    monkeypatch.setattr(recovery, "read_any", noted)
+    recover(folder(b"".join([*PLAIN[:20], ODD[0], *PLAIN[20:]])), OUT)
+    assert looked_at == [ODD[0].rstrip()]
+
+
+def test_what_a_run_adds_stands_behind_what_was_recovered():
+    fs = folder(A + B + b"torn")
+    found = recover(fs, OUT)
+    fs.put(RESULTS, (fs.content(RESULTS) or b"") + C)
+    added = (fs.content(RESULTS) or b"")[found.size_bytes :]
+    again = summary.summarize((A + B + C).splitlines(keepends=True))
+    assert summary.summarize([added], found.totals) == again
+
+
+@pytest.mark.parametrize("error", [b"3", b'"x"', b"[]", b"true"])
+def test_an_error_that_is_no_object_makes_no_record(error):
+    assert parse(A.replace(b'"error":null', b'"error":' + error)) is None
 
 
 # ── deltas.jsonl ─────────────────────────────────────────────────────────────────────────────────────────────────────

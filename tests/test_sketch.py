@@ -34,6 +34,15 @@ def test_merging_is_the_same_as_adding_each(left, right):
     assert all(merged.quantile(q / 10) == whole.quantile(q / 10) for q in range(11))
 
 
+@given(st.lists(st.floats(allow_nan=True, allow_infinity=True) | st.floats(0, 100), max_size=50))
+def test_adding_all_is_the_same_as_adding_each(values):
+    together, each = Sketch(), filled(values)
+    together.add_all(values)
+    left, right = together.to_dict(), each.to_dict()
+    assert left.pop("total") == pytest.approx(right.pop("total"))
+    assert left == right
+
+
 @given(VALUES)
 def test_it_survives_json(values):
     sketch = filled(values)

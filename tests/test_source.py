@@ -26,6 +26,7 @@ from runner import cli, source
 from runner.errors import InputError
 from runner.jobs import Job
 from runner.limits import READ_BLOCK_BYTES, SOURCE_BATCH_BYTES, SOURCE_BATCH_JOBS
+from runner.lines import LineSplitter
 from runner.parsing import JobParser
 from runner.source import ByteRange, JobSource, Scan, check_readable
 
@@ -314,6 +315,59 @@ def test_one_byte_more_is_another_hash(file):
     first, second = file("a.jsonl", DATA), file("b.jsonl", DATA + b"\n")
     assert scan(first).sha256 != scan(second).sha256
     assert scan(first).lines == scan(second).lines
+
+
+_pieces = st.lists(
+    st.sampled_from([b"\n", b"\r\n", b"{}", b"  ", b"x" * 9, b"\xef\xbb\xbf", b"\xe2\x80\xa8", b"\t"])
+).map(b"".join)
+
+
+@given(data=_pieces, bound=st.integers(1, 12), cuts=st.lists(st.integers(1, 9), min_size=1))
+def test_lines_are_counted_as_they_are_split(data, bound, cuts):
+    counter, splitter = source._LineCounter(bound), LineSplitter(bound)
+    counted, rest = len(splitter.feed(data)) + len(splitter.finish()), data
+    for size in cuts * len(data):
+        counter.feed(rest[:size])
+        rest = rest[size:]
+        if not rest:
+            break
+    assert counter.finish() == counted
+
+
+def names(*paths):
+    return list(source.given_ids([str(path) for path in paths]))
+
+
+@pytest.mark.parametrize("block", [1, 7, 100, 1 << 18])
+def test_the_ids_of_all_lines_are_those_of_the_jobs(file, monkeypatch, block):
+    monkeypatch.setattr(source, "READ_BLOCK_BYTES", block)
+    found = names(
+        file("a.jsonl", b"\n" + DATA[:-1].replace(b"\n", b"\r\n")), file("b.jsonl.gz", gzip.compress(LINES[0]))
+    )
+    assert [name for some in found for name in some] == [*IDS, "0"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"{",
+        b"{}",
+        b'{"id":"x"}',
+        b'{"custom_id":1}',
+        b'{"custom_id":"line-0"}',
+        b'{"custom_id":"\xff"}',
+        b"[" * 5_000,
+        b"1",
+    ],
+)
+def test_a_line_without_an_id_that_a_job_may_have_ends_the_ids(file, line):
+    assert names(file("a.jsonl", DATA + line + b"\n" + DATA))[-1] is None
+
+
+def test_a_line_over_the_bound_is_not_held(file, monkeypatch):
+    monkeypatch.setattr(source, "MAX_LINE_BYTES", 1_000)
+    monkeypatch.setattr(source, "READ_BLOCK_BYTES", 100)
+    assert names(file("a.jsonl", LINES[0] + b'{"custom_id":"x","prompt":"' + b"y" * 5_000 + b'"}\n'))[-1] is None
 
 
 def test_the_scan_counts_the_lines_that_a_run_takes(file):
