@@ -23,6 +23,7 @@ from runner.outcome import Usage
 _ENDS = {"response.completed": "completed", "response.incomplete": "incomplete"}
 _FAILURES = frozenset({"response.failed", "response.cancelled"})
 _BEGINNINGS = frozenset({"response.created", "response.queued", "response.in_progress"})
+_SHOWN = ("id", "status", "background")
 _OF_RESPONSE = _BEGINNINGS | _ENDS.keys() | _FAILURES
 
 
@@ -79,7 +80,7 @@ class ResponsesAccumulator:
         """Takes an event about the whole response, and leaves in it what its Delta is to show."""
         response = event.get("response")
         if isinstance(response, dict):
-            event["response"] = {key: response[key] for key in ("id", "status") if key in response}
+            event["response"] = {key: response[key] for key in _SHOWN if key in response}
             self._response = response
             self._weigh()
         if kind in _FAILURES:

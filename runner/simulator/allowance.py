@@ -93,6 +93,8 @@ class Allowance:
         worst: Refusal | None = None
         for kind, bucket in self._buckets.items():
             bucket.refill(now_s)
+            if amounts[kind] == 0:
+                continue  # what asks for nothing waits for no debt
             wait_s = math.inf if amounts[kind] > bucket.per_minute >= 1 else bucket.wait_s(amounts[kind])
             if wait_s > 0 and (worst is None or wait_s > worst.retry_after_s):
                 worst = Refusal(kind, wait_s, bucket.per_minute, amounts[kind])

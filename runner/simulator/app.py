@@ -9,23 +9,28 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Final
 
 import orjson
 from aiohttp import web
 
 from runner.limits import SIMULATOR_BODY_BYTES
-from runner.simulator import asked, faults
+from runner.simulator import asked, faults, responses
 from runner.simulator.allowance import Allowance, rate_limited
+from runner.simulator.background import LASTING, Generation, Responses, asked_stream, cancel
 from runner.simulator.console import CREATED, Console, refusal
 from runner.simulator.exchange import Exchange, HungUp
 from runner.simulator.ledger import Entry, Ledger
 from runner.simulator.plan import Plan, charge, plan
 from runner.simulator.profile import Profile
 from runner.simulator.refusals import ApiError, bad_request, invalid_json, overloaded, wrong_key
-from runner.simulator.rehearsal import prompt_key
+from runner.simulator.rehearsal import digest, prompt_key
 from runner.simulator.scenarios.refused import storm
 
+FOLLOW: Final = "/responses/{id}"
+"""What the ledger calls a GET of a background response…"""
+CANCEL: Final = "/responses/{id}/cancel"
+"""…and its end."""
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -39,6 +44,8 @@ def make_app(profile: Profile, ledger: Ledger | None = None) -> web.Application:
     app = web.Application(client_max_size=SIMULATOR_BODY_BYTES)
     for api in (asked.CHAT, asked.RESPONSES, asked.COMPLETIONS, asked.EMBEDDINGS):
         app.router.add_post("/v1" + api, service.endpoint(api))
+    app.router.add_get("/v1/responses/{id}", service.follow)
+    app.router.add_post("/v1/responses/{id}/cancel", service.cancel)
     app.router.add_get("/v1/models", service.models)
     app.router.add_get("/v1/models/{id:.+}", service.model)
     app.add_routes(Console(service.profile, service.ledger, service.allowance).routes())
@@ -53,6 +60,7 @@ class _Service:
         self.profile = profile
         self.ledger = ledger
         self.allowance = Allowance(profile.rpm, profile.tpm, profile.burst_s, ledger.clock)
+        self.responses = Responses()
         self._active = 0
         self._first_s: float | None = None
         self._closing = False
@@ -70,8 +78,12 @@ class _Service:
         started_s = asyncio.get_running_loop().time()
         body, key = await _read(request)
         entry = self.ledger.arrive(api, key)
+        return await self._entered(entry, self._serve(api, request, body, entry, started_s))
+
+    async def _entered(self, entry: Entry, serving: Awaitable[web.StreamResponse]) -> web.StreamResponse:
+        """An answer, and how it ended in the ledger."""
         try:
-            return await self._serve(api, request, body, entry, started_s)
+            return await serving
         except ApiError as error:
             entry.status = error.status
             return self._refused(error, entry)
@@ -90,30 +102,46 @@ class _Service:
         assert entry.key is not None  # a body has a key
         understood = plan(api, body, entry.key, self.profile, faults.NAMES)
         entry.tokens = understood.tokens
+        return await self._in_its_turn(request, understood, entry, started_s, charge(understood, self.profile))
+
+    async def _in_its_turn(
+        self,
+        request: web.Request,
+        understood: Plan,
+        entry: Entry,
+        started_s: float,
+        tokens: int,
+        generation: Generation | None = None,
+    ) -> web.StreamResponse:
         if self.profile.max_concurrency is not None and self._active >= self.profile.max_concurrency:
             raise overloaded()
         self._active += 1
         try:
-            return await self._admit(request, understood, entry, started_s)
+            self._charge(understood, entry, tokens)
+            ex = Exchange(request, understood, self.profile, entry, self._headers(entry), started_s, generation)
+            return await self._answer(ex)
         finally:
             self._active -= 1
 
-    async def _admit(
-        self, request: web.Request, understood: Plan, entry: Entry, started_s: float
-    ) -> web.StreamResponse:
+    def _charge(self, understood: Plan, entry: Entry, tokens: int) -> None:
+        if self._storm_left_s(entry.t) > 0:
+            return
+        refusal = self.allowance.take(tokens)
+        if refusal is not None:
+            error = rate_limited(refusal, understood.answer.asked.model)
+            error.headers |= self.allowance.headers(refusal.kind)
+            raise error
+
+    async def _answer(self, ex: Exchange) -> web.StreamResponse:
+        entry = ex.entry
         stormy_s = self._storm_left_s(entry.t)
-        if stormy_s <= 0:
-            refusal = self.allowance.take(charge(understood, self.profile))
-            if refusal is not None:
-                error = rate_limited(refusal, understood.answer.asked.model)
-                error.headers |= self.allowance.headers(refusal.kind)
-                raise error
-        ex = Exchange(request, understood, self.profile, entry, self._headers(entry), started_s)
         if stormy_s > 0:
             entry.fault = faults.STORM
             return await storm(ex, stormy_s)
         nth = self.ledger.let_in(entry)
-        entry.fault = faults.choose(self.profile, understood.rehearsal, entry.key or "", nth)
+        entry.fault = faults.choose(self.profile, ex.plan.rehearsal, entry.key or "", nth)
+        if ex.plan.background:
+            self._generate(ex, nth)
         run = Exchange.answer if entry.fault is None else faults.SCENARIOS[entry.fault].run
         try:
             return await run(ex)
@@ -121,6 +149,49 @@ class _Service:
             # Our own doing or the client's: either way aiohttp is handed what there is, and finds the socket closed.
             entry.disconnected = not isinstance(error, HungUp)
             return ex.response
+
+    # ── Background responses ─────────────────────────────────────────────────────────────────────────────────────
+
+    def _generate(self, ex: Exchange, nth: int) -> None:
+        """What a POST begins, or what a GET finds: from here on it is `ex.generation`."""
+        found = ex.generation
+        begins = found is None
+        if found is None:
+            assert ex.entry.key is not None
+            ex.plan = ex.plan.named(f"{digest(ex.entry.key, nth, 2):032x}")
+            found = ex.begin(ex.entry.fault if ex.entry.fault in LASTING else None)
+            self.responses.add(found)
+        elif found.fault is not None:
+            ex.entry.fault = found.fault
+        if not ex.plan.stream:
+            ex.plan = ex.plan.showing(responses.state(ex.plan.answer, "queued") if begins else found.state())
+            # What befalls the response shows in its state; the rest befalls the delivery.
+            ex.entry.fault = None if ex.entry.fault in LASTING else ex.entry.fault
+
+    async def follow(self, request: web.Request) -> web.StreamResponse:
+        """GET /v1/responses/{id}: its state, or its events from anywhere on."""
+        found = self.responses.find(request.match_info["id"])
+        entry = self.ledger.arrive(FOLLOW, None if found is None else found.key)
+        return await self._entered(entry, self._follow(request, entry))
+
+    async def _follow(self, request: web.Request, entry: Entry) -> web.StreamResponse:
+        self._check_credentials(request)
+        generation = self.responses.get(request.match_info["id"])
+        wanted = asked_stream(generation, request.query.get("stream"), request.query.get("starting_after"))
+        return await self._in_its_turn(request, wanted, entry, generation.started_s, 0, generation)
+
+    async def cancel(self, request: web.Request) -> web.StreamResponse:
+        """POST /v1/responses/{id}/cancel."""
+        entry = self.ledger.arrive(CANCEL, None)
+        return await self._entered(entry, self._cancel(request, entry))
+
+    async def _cancel(self, request: web.Request, entry: Entry) -> web.StreamResponse:
+        self._check_credentials(request)
+        state = cancel(self.responses.get(request.match_info["id"]))
+        entry.status = 200
+        return web.json_response(state, headers=self._headers(entry))
+
+    # ── Everything else ──────────────────────────────────────────────────────────────────────────────────────────
 
     def _storm_left_s(self, now_s: float) -> float:
         if self._first_s is None:

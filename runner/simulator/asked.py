@@ -100,13 +100,13 @@ def responses(body: dict[str, Any], *, refuse: bool = False) -> Asked:
     """What a Responses body asks for.
 
     Raises:
-        ApiError: 400; also for `background`, which isn't simulated.
+        ApiError: 400.
     """
     value = _required(body, "input", (str, list), "a string or an array of items")
     if isinstance(value, list) and not value:
         raise bad_request("Invalid 'input': empty array.", "input", "empty_array")
-    if body.get("background"):
-        raise bad_request("The simulator has no background responses.", "background", "unsupported_parameter")
+    if body.get("background") and body.get("store") is False:
+        raise bad_request("Background mode requires 'store' to be true.", "store", "invalid_value")
     tokens, empty = prompt.responses_size(body)
     reasoning = body.get("reasoning")
     effort = reasoning.get("effort") or "medium" if isinstance(reasoning, dict) else None

@@ -18,6 +18,7 @@ from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 
 from runner.limits import SIMULATOR_STALL_S
+from runner.simulator.background import Generation
 from runner.simulator.ledger import Entry
 from runner.simulator.pacing import Pace, Player, factors
 from runner.simulator.plan import Plan
@@ -57,6 +58,8 @@ class Exchange:
     """Of every answer: ids and limits."""
     started_s: float
     """Loop time at the request's arrival."""
+    generation: Generation | None = None
+    """What it delivers, where that is generated without it."""
     _response: web.StreamResponse | None = None
     _writer: AbstractStreamWriter | None = None
     _player: Player | None = None
@@ -86,17 +89,32 @@ class Exchange:
     @property
     def _salt(self) -> int:
         # by number, not by content: ten equal requests are to differ in their timing
-        return self.entry.n * 0x9E3779B1
+        return (self.entry.n if self.generation is None else self.generation.n) * 0x9E3779B1
 
     def _pace(self) -> Pace:
         if not self.plan.stream:
-            return Pace(self.duration_s, 0)
+            return Pace(self.duration_s if self.generation is None else 0.0, 0)
         table = factors(self.profile.jitter, self.profile.seed)
         return Pace(self.ttft_s, self.gap_s / self.plan.width, table, self._salt % len(table))
 
+    def begin(self, fault: str | None) -> Generation:
+        """Begins a background response: what it delivers from now on is that."""
+        duration_s = self.duration_s
+        if self.plan.stream:
+            pace = self._pace()
+            gaps = (pace.factors[(pace.offset + i) % len(pace.factors)] for i in range(max(0, self.plan.tokens - 1)))
+            duration_s = pace.first_s + (pace.gap_s * sum(gaps) if pace.gap_s else 0.0)
+        assert self.entry.key is not None
+        ends_s = self.started_s + duration_s
+        self.generation = Generation(self.plan, self.entry.n, self.entry.key, self.started_s, ends_s, fault)
+        return self.generation
+
     def cut(self, events: Iterator[Event] | None = None) -> Cut:
         """The answer's events up to the middle."""
-        return Cut(self.plan.events() if events is None else events, self.plan.after())
+        after = self.plan.after()
+        if self.generation is not None and self.generation.fault is not None:
+            after = max(0, after - self.plan.skipped_content())  # it befell the response, and not this delivery
+        return Cut(self.plan.events() if events is None else events, after)
 
     def whole(self, status: int, payload: bytes, content_type: str, headers: Mapping[str, str] = {}) -> web.Response:
         """A plain answer."""
@@ -118,7 +136,8 @@ class Exchange:
             await self.play(self.plan.events())
             return await self.close()
         payload = orjson.dumps(self.plan.body())
-        await self.until(self.duration_s)
+        if self.generation is None:
+            await self.until(self.duration_s)
         return self.whole(200, payload, JSON)
 
     @property
@@ -141,11 +160,12 @@ class Exchange:
         self._writer = writer
         frame = bare if self.request.version < (1, 1) else chunked
         self._player = Player(writer, frame, self.started_s, self._pace())
+        self._player.skip(self.plan.skipped_content())
 
     async def play(self, events: Iterable[Event]) -> None:
         """Sends events when they are due."""
         assert self._player is not None
-        await self._player.play(iter(events))
+        await self._player.play(iter(events) if self.generation is None else self.generation.live(events))
 
     async def put(self, data: bytes) -> None:
         """Sends one piece of the body at once, and waits where the reader is slow."""

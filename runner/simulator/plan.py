@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, Final, NamedTuple
 
 import orjson
@@ -14,7 +15,7 @@ from runner.simulator.answer import TEXT, Answer, compose
 from runner.simulator.asked import Asked
 from runner.simulator.profile import DEFAULT_MODEL, DEFAULT_OUTPUT_TOKENS, Profile, mean_tokens
 from runner.simulator.rehearsal import Rehearsal, prompt_key, read
-from runner.simulator.sse import Event
+from runner.simulator.sse import Event, Kind
 
 
 class _Api(NamedTuple):
@@ -39,6 +40,15 @@ class Plan:
     answer: Answer
     rehearsal: Rehearsal
     seed: int
+    skipped: int = 0
+    """Events at the beginning of the stream that are left out: the client has them."""
+    shown: dict[str, Any] | None = None
+    """In place of the body: what there is of a background response."""
+
+    @property
+    def background(self) -> bool:
+        """Whether it is generated without its connection."""
+        return self.api == bodies.RESPONSES and self.answer.asked.body.get("background") is True
 
     @property
     def stream(self) -> bool:
@@ -57,6 +67,8 @@ class Plan:
 
     def body(self) -> dict[str, Any]:
         """The answer of the non-streaming API."""
+        if self.shown is not None:
+            return self.shown
         if self.api == bodies.EMBEDDINGS:
             return embeddings.body(self.answer.asked, self.seed)
         return _APIS[self.api].body(self.answer)
@@ -64,7 +76,7 @@ class Plan:
     def events(self) -> Iterator[Event]:
         """The answer in the order in which it is sent: events of a stream, or parts of a body."""
         if self.stream:
-            return _APIS[self.api].events(self.answer)
+            return islice(_APIS[self.api].events(self.answer), self.skipped, None)
         return sse.pieces(orjson.dumps(self.body()))
 
     def after(self) -> int:
@@ -77,6 +89,25 @@ class Plan:
         """The same answer, cut off there as if the maximum had been reached."""
         after = self.tokens // 2 if self.rehearsal.after is None else self.rehearsal.after
         return replace(self, answer=self.answer.limited(after // self.width))
+
+    def skipped_content(self) -> int:
+        """Tokens among what is left out."""
+        if not self.skipped:
+            return 0
+        return sum(e.kind is Kind.CONTENT for e in islice(_APIS[self.api].events(self.answer), self.skipped))
+
+    def behind(self, skipped: int, *, stream: bool) -> Plan:
+        """The same as another request gets it."""
+        answer = replace(self.answer, asked=replace(self.answer.asked, stream=stream))
+        return replace(self, answer=answer, skipped=skipped)
+
+    def showing(self, state: dict[str, Any]) -> Plan:
+        """The same, where it isn't streamed: its state in place of its body."""
+        return replace(self, shown=state)
+
+    def named(self, key: str) -> Plan:
+        """The same words under ids of their own."""
+        return replace(self, answer=replace(self.answer, key=key))
 
     def padded(self, filler: str, count: int) -> Plan:
         """The same with so many tokens of filler in it."""

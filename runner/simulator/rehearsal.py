@@ -40,11 +40,15 @@ class Rehearsal:
     """Size of a huge line or a gzip bomb."""
     count: int | None = None
     """Number of empty deltas."""
+    stream_s: float | None = None
+    """How long after its POST the events of a background response can be had; the API's is five minutes."""
+    expires_s: float | None = None
+    """How long after its POST a background response is there."""
     refuse: bool = False
     """The model declines: `refusal` in place of content."""
 
 
-_NUMBERS: Final = {"ttft_s", "tokens_per_s", "delay_s", "retry_after_s"}
+_NUMBERS: Final = {"ttft_s", "tokens_per_s", "delay_s", "retry_after_s", "stream_s", "expires_s"}
 _INTEGERS: Final = {"times": 0, "tokens": 1, "after": 0, "bytes": 1, "count": 0}
 
 

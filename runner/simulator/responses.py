@@ -42,6 +42,11 @@ def body(answer: Answer) -> Json:
     return _response(answer, _status(answer), [_item(answer, i, s) for i, s in enumerate(_segments(answer))])
 
 
+def state(answer: Answer, status: str) -> Json:
+    """The response without its output: one that isn't finished, or was cancelled."""
+    return _response(answer, status, [])
+
+
 def failed(answer: Answer) -> Json:
     """The response that a failure of the model leaves."""
     error = {"code": "server_error", "message": "The model failed to generate a response (simulated)."}
@@ -74,7 +79,7 @@ def _response(answer: Answer, status: str, output: list[Json]) -> Json:
         "object": "response",
         "created_at": answer.created,
         "status": status,
-        "background": False,
+        "background": asked.body.get("background") is True,
         "tools": [_tool(tool) for tool in echoed["tools"]],
         "error": None,
         "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
@@ -171,8 +176,13 @@ class _Numbered:
 def events(answer: Answer) -> Iterator[Event]:
     """The stream."""
     make = _Numbered()
-    begun = _response(answer, "in_progress", [])
-    yield make(Kind.OPEN, "response.created", response=begun)
+    begun = state(answer, "in_progress")
+    if begun["background"]:
+        queued = state(answer, "queued")
+        yield make(Kind.OPEN, "response.created", response=queued)
+        yield make(Kind.OPEN, "response.queued", response=queued)
+    else:
+        yield make(Kind.OPEN, "response.created", response=begun)
     yield make(Kind.OPEN, "response.in_progress", response=begun)
     for index, segment in enumerate(_segments(answer)):
         item = _item(answer, index, segment, begun=True)

@@ -359,7 +359,7 @@ async def test_a_wrong_key_is_refused_and_masked():
     ("/chat/completions", chat(simulate=[1]), "simulate", "invalid_type"),
     ("/chat/completions", chat(n=2, simulate={"tokens": 10**6}), "n", "invalid_value"),
     ("/responses", {"model": "m"}, "input", "missing_required_parameter"),
-    ("/responses", {"model": "m", "input": "x", "background": True}, "background", "unsupported_parameter"),
+    ("/responses", {"model": "m", "input": "x", "background": True, "store": False}, "store", "invalid_value"),
     ("/completions", {"model": "m", "prompt": [["a"]]}, "prompt", "invalid_type"),
     ("/completions", {"model": "m", "prompt": ["a"] * 100, "n": 128}, "prompt", "array_above_max_length"),
     ("/embeddings", {"model": "m", "input": []}, "input", "invalid_type"),
