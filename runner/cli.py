@@ -11,11 +11,12 @@ from typing import Any, Final, TypeVar
 import click
 
 from runner import __version__
+from runner.cli_load import load_options
 from runner.errors import RunnerError, UsageError
 from runner.escape import for_terminal
 from runner.terminal import flush_standard_streams, open_standard_streams
 
-COMMANDS: Final = ("run", "check", "tail", "report", "serve")
+COMMANDS: Final = ("run", "check", "load", "compare", "tail", "report", "serve")
 PRESETS: Final = ("default", "storm", "flaky")
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -165,6 +166,29 @@ def check(jobs: tuple[str, ...], config: str | None, **flags: Any) -> int:
     found = anyio.run(checking.check, jobs, settings)
     checking.report(found, settings, sys.stdout)
     return 0 if found.ok else 1
+
+
+@cli.command(context_settings={"show_default": False})
+@load_options
+def load(config: str | None, **given: Any) -> int:
+    """Load-test a server: levels of concurrency or of requests a second, with figures that can be trusted.
+
+    Prompts come from JOBS, or are made (--synthetic), or are ShareGPT's. Exits with 1 if a level had no answer at all.
+    """
+    from runner.load.command import run_command
+
+    return run_command(config, given, sys.argv[1:])
+
+
+@cli.command()
+@click.argument("a", metavar="A", type=click.Path(path_type=Path))
+@click.argument("b", metavar="B", type=click.Path(path_type=Path))
+@click.option("--html", metavar="FILE", type=click.Path(path_type=Path), help="Write the comparison as a page, too.")
+def compare(a: Path, b: Path, html: Path | None) -> int:
+    """Two load tests side by side: what changed, and whether it is beyond noise. A and B are folders or load.json."""
+    from runner.load.command import run_compare
+
+    return run_compare(a, b, html)
 
 
 @cli.command()

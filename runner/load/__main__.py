@@ -1,0 +1,100 @@
+"""One process of `--workers N`: told by its parent, line by line, what to send. Not for people."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final
+
+import anyio
+import orjson
+
+from runner import resources
+from runner.api import _secrets_of_environment
+from runner.files import OsFiles
+from runner.folder import LOG
+from runner.load.crew import Alone
+from runner.load.engine import Engine
+from runner.load.options import LoadOptions
+from runner.load.sender import Part
+from runner.load.spec import LevelSpec
+from runner.load.workload import read_workload
+from runner.logs import log_to
+from runner.recovery import recover
+from runner.redact import Redactor
+from runner.settings import Settings
+from runner.target import Target, resolve, simulated
+
+LIVE_EVERY_S: Final = 0.5
+_LINE_BYTES: Final = 16 * 2**20
+
+
+def main() -> None:
+    """Runs until standard input ends."""
+    anyio.run(_child, backend_options={"use_uvloop": find_spec("uvloop") is not None})
+
+
+async def _child() -> None:
+    resources.raise_descriptor_limit()
+    told = asyncio.StreamReader(limit=_LINE_BYTES)
+    loop = asyncio.get_running_loop()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(told), sys.stdin)
+    task: dict[str, Any] = orjson.loads(await told.readline())
+    settings, options = Settings(**task["settings"]), LoadOptions.from_dict(task["options"])
+    targets = _targets(settings, task["simulator"])
+    redactor = Redactor([*(target.api_key for target in targets), *_secrets_of_environment()])
+    with log_to(Path(task["log"]) / LOG, settings.log_level, redactor):
+        workload = await read_workload(options, task["seed"], task["salt"])
+        folder = Path(task["folder"])
+        await anyio.to_thread.run_sync(recover, OsFiles(), folder)
+        engine = Engine(settings, targets, folder, redactor)
+        async with engine.running():
+            crew = Alone(engine, workload, options.objectives, Part(task["index"], task["of"]))
+            _say({"ready": True})
+            async with anyio.create_task_group() as tasks:
+                while line := await told.readline():
+                    message = orjson.loads(line)
+                    if "level" in message:
+                        tasks.start_soon(_level, crew, LevelSpec(**message["level"]), message["zero_s"])
+                    elif "stop" in message:
+                        crew.stop()
+                    else:
+                        crew.cut()
+                crew.cut()
+
+
+def _targets(settings: Settings, simulator: str | None) -> list[Target]:
+    return resolve(settings) if simulator is None else simulated(settings, simulator)
+
+
+async def _level(crew: Alone, spec: LevelSpec, zero_s: float) -> None:
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(_report, crew)
+        measured = await crew.run(spec, zero_s)
+        tasks.cancel_scope.cancel()
+    statistics, duration_s, complete = measured
+    _say(
+        {
+            "measured": statistics.to_dict(),
+            "duration_s": duration_s,
+            "complete": complete,
+            "reason": crew.reason,
+        }
+    )
+
+
+async def _report(crew: Alone) -> None:
+    while True:
+        await anyio.sleep(LIVE_EVERY_S)
+        _say({"live": crew.live._asdict(), "reason": crew.reason})
+
+
+def _say(message: dict[str, Any]) -> None:
+    sys.stdout.buffer.write(orjson.dumps(message) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,211 @@
+"""One process of a load test: what it sends with, for all of its levels.
+
+The parts are a run's: clients, admission, `run_job` with its attempt, its record and its journal; only who asks for
+jobs is another. The engine lives as long as the test, so that connections and limits outlast a level, and tells the
+caller how every request went.
+"""
+
+from __future__ import annotations
+
+import gc
+import random
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import anyio
+
+from runner import tokens
+from runner.admission import Admission
+from runner.api import _admission, _client, _endpoint, _name
+from runner.attempt import Attempted
+from runner.concurrency import FixedConcurrency
+from runner.drain import Drain
+from runner.files import OsFiles
+from runner.gate import Gate
+from runner.jobs import Job
+from runner.limits import MAX_CONCURRENCY
+from runner.load.free import FreeAdmission
+from runner.load.ledger import Ledger
+from runner.load.pacer import Pacer
+from runner.load.samples import RequestSample
+from runner.load.stamps import counted, moments, sample_of, text_of
+from runner.metrics import RunMetrics
+from runner.outcome import Completed, Outcome
+from runner.records import History
+from runner.redact import Redactor
+from runner.reservation import Reservation
+from runner.settings import Settings
+from runner.target import Target
+from runner.tickets import AdmissionClosed
+from runner.worker import Bench, StopRun, run_job
+
+_RARE: Final = (50_000, 50, 1_000)
+"""Thresholds of the garbage collector during a test; the usual ones are 700, 10, 10."""
+
+
+class Request(NamedTuple):
+    """One request that a level asks for."""
+
+    job: Job
+    scheduled: float | None  # seconds since the level's start; None in a closed loop
+    wants_text: bool = False  # the next turn needs the answer
+
+
+class Answer(NamedTuple):
+    """How it went."""
+
+    sample: RequestSample
+    text: str | None = None  # of an answer that was wanted; None: there is none
+
+
+@dataclass(slots=True)
+class _Open:
+    """A request that is on its way."""
+
+    request: Request
+    level: dict[str, Any]
+    """What its record says of where it belongs."""
+    zero_s: float
+    answer: Answer | None = None
+
+
+class Engine:
+    """See the module. `redactor` knows the keys of the targets."""
+
+    def __init__(self, settings: Settings, targets: Sequence[Target], folder: Path, redactor: Redactor) -> None:
+        self._admission = _door(settings, targets)
+        self._clients = {_name(target): _client(target, settings) for target in targets}
+        self._ledger = Ledger(OsFiles(), folder, deltas=settings.deltas)
+        self._open: dict[str, _Open] = {}
+        self._max_cost = settings.max_cost
+        self.pacer = Pacer()
+        self.metrics = RunMetrics(time.monotonic, total=None)
+        self.drain = Drain(self._admission, settings.grace)
+        self._bench = Bench(
+            settings=settings,
+            clients=self._clients,
+            admission=self._admission,
+            journal=self._ledger,
+            metrics=self.metrics,
+            redactor=redactor,
+            reservation=Reservation(settings.reserve_output_tokens),
+            rng=random.Random(settings.seed),
+            sleep=self.drain.sleep,
+            account=self._account,
+        )
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Its services, and at the end everything closed."""
+        try:
+            async with self._ledger.opened(), anyio.create_task_group() as services:
+                services.start_soon(self._admission.run)
+                with _quiet_collector():
+                    yield
+                services.cancel_scope.cancel()
+        finally:
+            self.pacer.close()
+            with anyio.CancelScope(shield=True):
+                for client in self._clients.values():
+                    await client.aclose()
+
+    def clock(self) -> float:
+        """The clock of all stamps."""
+        return time.monotonic()
+
+    async def stopped(self) -> None:
+        """Returns when the test is to send nothing more."""
+        await self.drain.wait()
+
+    async def send(self, request: Request, level: dict[str, Any], zero_s: float) -> Answer:
+        """Sends one request and reads its answer. `zero_s` is when its level began, on the monotonic clock.
+
+        Never raises for what became of it. One that the test's end kept from being sent counts as dropped; one that is
+        cancelled is in flight.
+        """
+        name = request.job.id
+        on_its_way = self._open[name] = _Open(request, level, zero_s)
+        began = time.monotonic() - zero_s
+        kind = None
+        try:
+            await run_job(self._bench, request.job)
+        except AdmissionClosed:
+            return Answer(RequestSample(scheduled=request.scheduled, admitted=None))
+        except StopRun as stop:
+            kind = stop.fault.kind.value
+            self.drain.ask(4, f"{kind}: {self._bench.redactor.redact(stop.fault.message)}")
+        finally:
+            del self._open[name]
+        self._check_cost()
+        if on_its_way.answer is None:
+            # No account came: it met what stops the test, or a defect of ours.
+            now = time.monotonic() - zero_s
+            return Answer(RequestSample(request.scheduled, began, began, end=now, fault=kind or "internal"))
+        return on_its_way.answer
+
+    def _account(self, record: dict[str, Any], history: History, attempted: Attempted | None, outcome: Outcome) -> None:
+        """Every request that has its record."""
+        found = self._open[record["id"]]
+        sample = sample_of(
+            history,
+            attempted,
+            outcome,
+            ok=record["error"] is None,
+            zero_s=found.zero_s,
+            scheduled=found.request.scheduled,
+            by_tokenizer=counted(outcome, _count),
+        )
+        wanted = found.request.wants_text and isinstance(outcome, Completed) and sample.ok
+        found.answer = Answer(sample, text_of(outcome.body) if wanted and isinstance(outcome, Completed) else None)
+        record["runner"]["load"] = {**found.level, **moments(sample)}
+
+    def _check_cost(self) -> None:
+        if self._max_cost is None:
+            return
+        if self.metrics.unpriced:
+            self.drain.ask(4, "an answer's model has no price, so --max-cost can't be kept")
+        elif self.metrics.cost >= self._max_cost:
+            self.drain.ask(4, f"{self.metrics.cost:.2f} spent (--max-cost {self._max_cost:g})")
+
+
+@contextmanager
+def _quiet_collector() -> Iterator[None]:
+    """A full pass stops everything for as long as it lasts: what lives is frozen, and passes are made rare."""
+    before = gc.get_threshold()
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*_RARE)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+        gc.unfreeze()
+
+
+def has_limits(settings: Settings) -> bool:
+    """Whether the user gave any that are to be kept."""
+    of_endpoints = any(each.rpm or each.tpm or each.limits or each.concurrency for each in settings.endpoints)
+    return bool(settings.rpm or settings.tpm or settings.limits or of_endpoints)
+
+
+def _door(settings: Settings, targets: Sequence[Target]) -> Admission:
+    settings = settings.model_copy(update={"concurrency": MAX_CONCURRENCY})
+    if has_limits(settings):
+        return _admission(settings, targets)
+    widest = FixedConcurrency(MAX_CONCURRENCY)
+    if targets[0].settings is None:
+        return FreeAdmission.of_one(
+            rpm=None, tpm=None, concurrency=widest, clock=time.monotonic, name=_name(targets[0])
+        )
+    whole = Gate(rpm=None, tpm=None, concurrency=widest, clock=time.monotonic)
+    endpoints = [_endpoint(target.settings, settings, whole) for target in targets if target.settings is not None]
+    return FreeAdmission(endpoints, clock=time.monotonic, whole=whole)
+
+
+def _count(job: Job) -> int:
+    counted_tokens = tokens.estimate(job, default_output_tokens=0).input_tokens - tokens.PRIMING_TOKENS
+    return max(0, counted_tokens)

@@ -1,0 +1,337 @@
+"""A load test from its options to its figures.
+
+Steps, each before anything is sent: the workload; the folder (lock, whose it is, what was measured before); the
+endpoint and key, or the simulator. Then calibration; then the levels, one after another, with load.json written after
+each; then report.html, the tables and the exit code.
+
+An interrupted test keeps what it measured: the level it was in is marked as cut. The same command goes on at that
+level; levels that are complete are not run again.
+"""
+
+from __future__ import annotations
+
+import secrets
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from importlib.util import find_spec
+from typing import Any, Final
+
+import anyio
+import anyio.to_thread
+import orjson
+
+from runner import resources, signals
+from runner.api import _first_of_ours, _secrets_of_environment
+from runner.drain import Reason
+from runner.errors import UsageError
+from runner.folder import LOG
+from runner.load import assemble, search, table
+from runner.load.calibrate import calibrate
+from runner.load.crew import Alone, Crew
+from runner.load.engine import Engine
+from runner.load.options import LoadOptions
+from runner.load.processes import Processes
+from runner.load.results import Calibration, Level, LoadResult
+from runner.load.scraping import Scraper, scraping
+from runner.load.sender import Workload
+from runner.load.spec import LevelSpec, describe_arrival
+from runner.load.store import Store, held
+from runner.load.view import Line, Now, live_line
+from runner.load.workload import describe, read_workload
+from runner.logs import log_to
+from runner.manifest import without_credentials
+from runner.redact import Redactor
+from runner.settings import Settings
+from runner.signals import hangup_ignored
+from runner.target import Target, resolve, simulated
+from runner.terminal import Outlet, console
+
+SIMULATED_MODEL: Final = "synthetic-1"
+CLIENT_BOUND: Final = 5
+"""Exit code with --strict-client."""
+
+
+def execute(options: LoadOptions, settings: Settings, argv: list[str]) -> int:
+    """Runs a load test at the terminal. Returns the exit code.
+
+    Raises:
+        RunnerError: it could not begin, or its output can't be written.
+    """
+    with hangup_ignored():
+        return anyio.run(
+            run_load, options, settings, argv, backend_options={"use_uvloop": find_spec("uvloop") is not None}
+        )
+
+
+async def run_load(options: LoadOptions, settings: Settings, argv: list[str]) -> int:
+    """Runs a load test.
+
+    Raises:
+        RunnerError: see `execute`.
+    """
+    resources.raise_descriptor_limit()
+    try:
+        with held(options.folder, fresh=options.fresh) as store:
+            async with AsyncExitStack() as stack:
+                targets, base_url = await stack.enter_async_context(_targets(options, settings))
+                redactor = Redactor([*(target.api_key for target in targets), *_secrets_of_environment()])
+                stack.enter_context(log_to(store.path / LOG, settings.log_level, redactor))
+                test = _Test(options, settings, store, redactor, argv)
+                return await test.run(targets, base_url)
+    except BaseExceptionGroup as group:
+        raise _first_of_ours(group) from None
+
+
+@asynccontextmanager
+async def _targets(options: LoadOptions, settings: Settings) -> AsyncIterator[tuple[list[Target], str | None]]:
+    """Where to send, and the simulator's URL where there is one."""
+    if options.simulate is None:
+        yield resolve(settings), None
+        return
+    from runner.simulator.process import simulator_process  # a server's imports, which a real test can do without
+
+    async with simulator_process(options.simulate) as simulator:
+        yield simulated(settings, simulator.base_url), simulator.base_url
+
+
+class _Test:
+    """One load test whose folder is held."""
+
+    def __init__(
+        self, options: LoadOptions, settings: Settings, store: Store, redactor: Redactor, argv: list[str]
+    ) -> None:
+        self._options = options
+        self._settings = settings
+        self._store = store
+        self._redactor = redactor
+        self._argv = argv
+        self._levels: list[Level] = []
+        self._cut: Level | None = None
+        """The level that was interrupted."""
+        self._calibration: Calibration | None = None
+        self._facts: dict[str, Any] = {}
+        self._reason: Reason | None = None
+        self._spec: LevelSpec | None = None
+        self._crew: Crew | None = None
+        self._next = 0
+        self._began = time.monotonic()
+
+    async def run(self, targets: list[Target], base_url: str | None) -> int:
+        manifest = self._opened()
+        workload = await read_workload(self._options, manifest["seed"], manifest["salt"])
+        self._refuse_no_model(workload, base_url)
+        settings = self._settings
+        if base_url is not None and settings.model is None:
+            settings = settings.model_copy(update={"model": SIMULATED_MODEL})
+        self._facts = self._known(manifest, workload, targets, settings)
+        self._next = await anyio.to_thread.run_sync(self._store.recover)
+        async with live_line(settings.progress, self._now, sys.stderr) as line:
+            self._announce(line, manifest, targets)
+            if self._options.calibrate and self._wanted() is not None:
+                self._calibration = await calibrate(settings, self._redactor, self._options.workers)
+                line.say(f"runner: {self._calibration.describe}")
+            async with self._crew_of(settings, targets, base_url, workload, manifest) as crew:
+                await self._run_levels(crew, workload, manifest["seed"], line)
+        return await self._conclude()
+
+    # ── Before ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _opened(self) -> dict[str, Any]:
+        """Whose the folder is; takes over what was measured before."""
+        asked = {"options": self._options.identity, "settings": self._asked_settings()}
+        found = self._store.manifest()
+        if found is None:
+            seed = secrets.randbits(32) if self._settings.seed is None else self._settings.seed
+            found = {"seed": seed, "salt": f"{secrets.randbits(64):x}", "started": _now(), **asked}
+            self._store.write_manifest(found)
+            return found
+        different = _differences(found, _plain(asked))
+        if different:
+            raise UsageError(
+                f"{self._store.path} holds another load test ({', '.join(different)}): name another folder with "
+                "--out, or start anew with --fresh (what is there is kept aside)"
+            )
+        earlier = self._store.earlier()
+        if earlier is not None:
+            self._levels = [level for level in earlier.levels if level.complete]
+            self._calibration = earlier.calibration
+        return found
+
+    def _asked_settings(self) -> dict[str, Any]:
+        """The settings that change what is measured."""
+        free = {"progress", "log_level", "seed", "grace", "echo", "api_key_env"}
+        said: dict[str, Any] = self._settings.model_dump(mode="json", exclude=free)
+        return {key: sorted(value) if key == "fail_on" else value for key, value in said.items()}
+
+    def _refuse_no_model(self, workload: Workload, base_url: str | None) -> None:
+        made = self._options.synthetic or self._options.sharegpt is not None
+        if made and self._settings.model is None and base_url is None:
+            raise UsageError("made-up prompts name no model: name one with --model")
+
+    def _known(
+        self, manifest: dict[str, Any], workload: Workload, targets: list[Target], settings: Settings
+    ) -> dict[str, Any]:
+        """What load.json says beside the figures."""
+        specs = self._options.levels() or [self._options.level(self._start_value(), 0)]
+        several = self._options.find_max is not None or len({spec.value for spec in specs}) > 1
+        slo = self._options.objectives
+        known = {
+            "name": self._store.path.name,
+            "started": manifest["started"],
+            "endpoint": ", ".join(without_credentials(target.base_url) for target in targets),
+            "model": settings.model,
+            "synthetic": targets[0].simulated,
+            "seed": manifest["seed"],
+            "argv": tuple(self._argv),
+            "host": assemble.host(),
+            "versions": assemble.versions(),
+            "settings": self._asked_settings(),
+            "workload": describe(workload),
+            "arrival": describe_arrival(specs[0], workload.trace, several=several),
+            "slo": None if slo is None else dict(slo.limits),
+        }
+        redacted: dict[str, Any] = self._redactor.redact_json(known)
+        return redacted | {"argv": tuple(redacted["argv"])}
+
+    def _start_value(self) -> float:
+        plan = self._options.search()
+        assert plan is not None
+        return plan.start
+
+    def _announce(self, line: Line, manifest: dict[str, Any], targets: list[Target]) -> None:
+        simulator = targets[0].simulated
+        where = "the built-in simulator (synthetic answers)" if simulator else self._facts["endpoint"]
+        origin = " from OPENAI_BASE_URL" if targets[0].origin == "OPENAI_BASE_URL" else ""
+        done = f"; {len(self._levels)} of its levels measured before" if self._levels else ""
+        line.say(
+            f"runner: load test of {where}{origin}; {self._facts['workload']['describe']}; writing {self._store.path}"
+            f"{done}; seed {manifest['seed']}"
+        )
+
+    @asynccontextmanager
+    async def _crew_of(
+        self, settings: Settings, targets: list[Target], base_url: str | None, workload: Workload, manifest: Any
+    ) -> AsyncIterator[Crew]:
+        if self._options.workers > 1:
+            task = {
+                "options": self._options.to_dict(),
+                "settings": settings.model_dump(mode="json"),
+                "simulator": base_url,
+                "seed": manifest["seed"],
+                "salt": manifest["salt"],
+            }
+            async with Processes(task, self._options.workers, self._store, self._options.objectives).running() as crew:
+                yield crew
+            await anyio.to_thread.run_sync(self._store.join)
+            return
+        engine = Engine(settings, targets, self._store.path, self._redactor)
+        async with engine.running():
+            yield Alone(engine, workload, self._options.objectives)
+
+    # ── The levels ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _wanted(self) -> LevelSpec | None:
+        """The next level, or None."""
+        plan = self._options.search()
+        if plan is None:
+            done = {(level.value, level.repeat) for level in self._levels}
+            return next((spec for spec in self._options.levels() if (spec.value, spec.repeat) not in done), None)
+        value = search.next_value(plan, [assemble.try_of(level) for level in self._levels])
+        if value is None:
+            return None
+        return self._options.level(value, sum(level.value == value for level in self._levels))
+
+    async def _run_levels(self, crew: Crew, workload: Workload, seed: int, line: Line) -> None:
+        self._crew = crew
+        async with anyio.create_task_group() as services:
+            await services.start(signals.listen, lambda number: self._interrupted(number, crew, line), crew.cut)
+            async with scraping(self._options.server_metrics, line.say) as scraper:
+                while self._reason is None and (spec := self._wanted()) is not None:
+                    spec = replace(spec, first=self._next, seed=seed).dated(workload.trace)
+                    await self._run_level(crew, spec, scraper)
+                    self._reason = self._reason or crew.reason
+            services.cancel_scope.cancel()
+
+    async def _run_level(self, crew: Crew, spec: LevelSpec, scraper: Scraper | None) -> None:
+        started_s = time.monotonic() - self._began
+        self._spec = spec
+        if scraper is not None:
+            scraper.begin()
+        try:
+            measured = await crew.run(spec)
+        finally:
+            self._spec = None
+        gauges = None if scraper is None else scraper.recorder.summary()
+        level = assemble.level_of(spec, measured, started_s, gauges)
+        self._next += measured.statistics.counts["offered"]
+        if measured.complete:
+            self._levels.append(level)
+        else:
+            self._cut = level
+        self._store.write_figures(self._result(None, complete=False))
+
+    def _interrupted(self, number: signal.Signals, crew: Crew, line: Line) -> None:
+        self._reason = self._reason or Reason(128 + number, number.name)
+        crew.stop()
+        line.say(f"{number.name}: {crew.live.in_flight} in flight may finish; once more to stop at once")
+
+    def _now(self) -> Now | None:
+        if self._spec is None or self._crew is None:
+            return None
+        of = None if self._options.find_max is not None else len(self._options.levels())
+        return self._spec, len(self._levels), of, self._crew.live
+
+    # ── After ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _result(self, ended: str | None, *, complete: bool) -> LoadResult:
+        levels = [*self._levels, self._cut] if self._cut is not None else self._levels
+        return assemble.result_of(
+            self._facts,
+            levels,
+            calibration=self._calibration,
+            plan=self._options.search(),
+            ended=ended,
+            complete=complete,
+        )
+
+    async def _conclude(self) -> int:
+        complete = self._reason is None
+        result = self._result(_now(), complete=complete)
+        await anyio.to_thread.run_sync(self._store.write, result, self._options.export)
+        if self._settings.progress != "none":
+            out = Outlet(sys.stdout, waits=True)
+            console(out).print(table.render(result))
+            plan = self._options.search()
+            if plan is not None and self._levels:
+                tried = [assemble.try_of(level) for level in self._levels]
+                out.write(f"\nHighest {'rate' if self._options.is_open else 'concurrency'}: ")
+                out.write(f"{search.outcome(plan, tried).reason}\n")
+        if self._reason is not None:
+            Outlet(sys.stderr).write(f"runner: stopped: {self._reason.text}; the same command goes on\n")
+            return self._reason.exit_code
+        if self._options.strict_client and any(level.client_bound for level in result.levels):
+            return CLIENT_BOUND
+        return int(any(level.requests.sent and not level.requests.succeeded for level in result.levels))
+
+
+def _differences(found: dict[str, Any], asked: dict[str, Any]) -> list[str]:
+    return [
+        key
+        for group, wanted in asked.items()
+        for key in wanted
+        if not isinstance(found.get(group), dict) or found[group].get(key) != wanted[key]
+    ]
+
+
+def _plain(value: Any) -> Any:
+    """As JSON gives it back."""
+    return orjson.loads(orjson.dumps(value))
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

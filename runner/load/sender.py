@@ -1,0 +1,237 @@
+"""One process's share of one level: when each request goes out, and what came of all of them.
+
+- Closed loop: so many lanes, each sends its next request when the answer to the last is in. They begin one after
+  another, spread over the warm-up: lanes that begin together end together, again and again, and two hundred requests
+  in one instant would measure this client's own queue.
+- Open loop: requests go out at their times, whatever the server does. What is due while `max_in_flight` are on their
+  way is dropped and counted: to hold it back would be a hidden closed loop.
+
+A conversation is one request of the arrival process; its later turns are due when the user has thought.
+
+Sending ends with the level's time or number; requests on their way are waited for, since a slow answer must not leave
+by the back door. `stop` ends the sending early, `cut` the waiting too: what is on its way then counts as in flight.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any, Final, NamedTuple, Protocol
+
+import anyio
+
+from runner.load.arrivals import Replay
+from runner.load.conversations import Conversation, Conversations, Turn
+from runner.load.engine import Answer, Request
+from runner.load.prompts import Supply
+from runner.load.samples import RequestSample
+from runner.load.slo import Slo
+from runner.load.spec import LevelSpec
+
+MIN_LANE_GAP_S: Final = 0.001
+MAX_LANE_GAP_S: Final = 0.1
+"""Few lanes need no more to be apart."""
+LAG_EVERY_S: Final = 0.01
+"""How long the sleep is whose lateness is the loop's lag."""
+MIN_CPU_S: Final = 0.1
+"""The CPU share of less time says nothing: that of a process without a lane would be its own start."""
+
+
+class Part(NamedTuple):
+    """Which part of the level this process sends."""
+
+    number: int = 0
+    of: int = 1
+
+
+WHOLE: Final = Part()
+
+
+class Workload(NamedTuple):
+    """What is sent: one of the first two, and the times of a trace where there is one."""
+
+    supply: Supply | None
+    conversations: Conversations | None = None
+    trace: Replay | None = None
+
+
+class Waits(Protocol):
+    """A pacer."""
+
+    async def until(self, moment_s: float) -> None:
+        """Returns at a moment of the clock."""
+
+
+class Means(Protocol):
+    """What is sent with: an engine."""
+
+    @property
+    def pacer(self) -> Waits:
+        """Waits for the moment to send."""
+
+    def clock(self) -> float:
+        """Monotonic seconds."""
+
+    async def stopped(self) -> None:
+        """Returns when nothing more may be sent."""
+
+    async def send(self, request: Request, level: dict[str, Any], zero_s: float) -> Answer:
+        """Sends one request and reads its answer."""
+
+
+class _Begun(NamedTuple):
+    """A request or conversation that is ready to go."""
+
+    first: Turn
+    talk: Conversation | None
+
+
+class Sender:
+    """See the module. For one level."""
+
+    def __init__(
+        self, means: Means, workload: Workload, spec: LevelSpec, slo: Slo | None, zero_s: float, part: Part = WHOLE
+    ) -> None:
+        self._means = means
+        self._clock = means.clock
+        self._workload = workload
+        self._spec = spec
+        self._part = part
+        self._zero_s = zero_s
+        self._taken = 0
+        self._about = {"level": spec.label, "repeat": spec.repeat}
+        self._stopped = anyio.Event()
+        self._sending = anyio.CancelScope()
+        self._waiting = anyio.CancelScope()
+        self.statistics = spec.statistics(slo)
+        self.in_flight = 0
+
+    @property
+    def now_s(self) -> float:
+        """Seconds since the level's start."""
+        return self._clock() - self._zero_s
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing cut it short."""
+        return not self._stopped.is_set()
+
+    def stop(self) -> None:
+        """Sends nothing more."""
+        self._stopped.set()
+        self._sending.cancel()
+
+    def cut(self) -> None:
+        """Waits for nothing more."""
+        self.stop()
+        self._waiting.cancel()
+
+    async def run(self) -> None:
+        """Sends it all, and returns when the last answer is in."""
+        await self._means.pacer.until(self._zero_s)
+        cpu_s, began = time.process_time(), self._clock()
+        async with anyio.create_task_group() as services:
+            services.start_soon(self._watch_lag)
+            services.start_soon(self._watch_drain)
+            with self._waiting:
+                await (self._closed() if self._spec.kind == "closed" else self._open())
+            services.cancel_scope.cancel()
+        if (elapsed_s := self._clock() - began) > MIN_CPU_S:
+            self.statistics.add_cpu((time.process_time() - cpu_s) / elapsed_s)
+
+    async def _watch_lag(self) -> None:
+        while True:
+            before = self._clock()
+            await asyncio.sleep(LAG_EVERY_S)
+            lag_s = self._clock() - before - LAG_EVERY_S
+            self.statistics.add_lag(before - self._zero_s, max(0.0, lag_s))
+
+    async def _watch_drain(self) -> None:
+        await self._means.stopped()
+        self.stop()
+
+    # ── Closed ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _closed(self) -> None:
+        async with anyio.create_task_group() as lanes:
+            with self._sending:
+                gap_s = min(max(MIN_LANE_GAP_S, self._spec.warmup_s / self._spec.value), MAX_LANE_GAP_S)
+                for number in range(self._spec.lanes(*self._part)):
+                    # Every process has lanes of its own, and their starts interleave.
+                    moment_s = (number * self._part.of + self._part.number) * gap_s
+                    await self._means.pacer.until(self._zero_s + moment_s)
+                    lanes.start_soon(self._lane)
+
+    async def _lane(self) -> None:
+        while not self._stopped.is_set():
+            number = self._part.number + self._taken * self._part.of
+            if self._spec.is_over(number, self.now_s):
+                return
+            self._taken += 1
+            self.in_flight += 1
+            if not await self._session(self._begin(number), None):
+                return
+
+    # ── Open ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _open(self) -> None:
+        room = self._spec.room(*self._part)
+        async with anyio.create_task_group() as sessions:
+            with self._sending:
+                for number, when in self._spec.schedule(self._workload.trace, *self._part):
+                    begun = self._begin(number)  # made before it is due
+                    await self._means.pacer.until(self._zero_s + when)
+                    if self.in_flight >= room:
+                        self.statistics.add(RequestSample(scheduled=when))
+                    else:
+                        self.in_flight += 1
+                        sessions.start_soon(self._session, begun, when)
+
+    # ── Both ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _begin(self, number: int) -> _Begun:
+        k = self._spec.first + number
+        supply, conversations = self._workload.supply, self._workload.conversations
+        if conversations is None:
+            assert supply is not None
+            return _Begun(Turn(supply.job(k), 0.0), None)
+        talk = conversations.conversation(k)
+        first = talk.next(None)
+        assert first is not None
+        return _Begun(first, talk)
+
+    async def _session(self, begun: _Begun, scheduled: float | None) -> bool:
+        """A request, or the turns of a conversation; its first one is counted as in flight already.
+
+        False: the level ends while its user thinks.
+        """
+        turn, talk = begun
+        while True:
+            answer = await self._one(Request(turn.job, scheduled, wants_text=talk is not None))
+            following = None if talk is None else talk.next(answer.text)
+            if following is None:
+                return True
+            turn = following
+            due = (answer.sample.end or self.now_s) + turn.think_s
+            if self._spec.is_over(0, due) or await self._stops_before(due):
+                return False
+            scheduled = None if self._spec.kind == "closed" else due
+            self.in_flight += 1
+
+    async def _one(self, request: Request) -> Answer:
+        began = self.now_s
+        try:
+            answer = await self._means.send(request, self._about, self._zero_s)
+        except anyio.get_cancelled_exc_class():
+            self.statistics.add(RequestSample(request.scheduled, began, began))
+            raise
+        finally:
+            self.in_flight -= 1
+        self.statistics.add(answer.sample)
+        return answer
+
+    async def _stops_before(self, due_s: float) -> bool:
+        with anyio.move_on_after(due_s - self.now_s):
+            await self._stopped.wait()
+            return True
+        return False
