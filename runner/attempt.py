@@ -4,14 +4,16 @@ Bytes come from the client's `Body`, go through the SSE decoder and the accumula
 and one `Attempted` at the end. How it ends is decided in one place, `_conclude`, and success is a positive fact: the
 accumulator has seen what it needs, whatever the connection did afterwards.
 
-A stamp is taken once a read, where the read returns and before anything is parsed.
+A stamp is taken once a read, where the read returns and before anything is parsed; a transport that stamps what
+arrives at the socket itself (`arrived_ns`) has the better one.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import anyio
@@ -22,6 +24,8 @@ from runner.accumulate import Accumulator, MalformedChunk, StreamError
 from runner.accumulate.abridged import abridged
 from runner.accumulate.allowance import Place, Room, allowance_of, has_too_many_values, reading_of
 from runner.accumulate.held import plain
+from runner.announced import EVENT_STREAM, JSON, announced
+from runner.background import unfinished
 from runner.client import Poster
 from runner.deadlines import Deadlines, Watch
 from runner.deltas import Delta
@@ -40,7 +44,7 @@ from runner.limits import (
 )
 from runner.outcome import Completed, Failed, Outcome
 from runner.sketch import Sketch
-from runner.transport import ResponseBody
+from runner.transport import ResponseBody, pour
 
 
 class Sink(Protocol):
@@ -70,6 +74,39 @@ class Attempted:
     """Chunks with content."""
     gaps: Sketch = field(default_factory=Sketch)
     """Gaps between chunks with content, in seconds, as they arrived."""
+    coalesced: int = 0
+    """Of the chunks with content, how many were read in one wake-up with the one before."""
+    # Monotonic, in nanoseconds; 0 did not happen.
+    sent_ns: int = 0
+    headers_ns: int = 0
+    first_chunk_ns: int = 0
+    """The first of the body, whatever it held."""
+    first_content_ns: int = 0
+    first_text_ns: int = 0
+    """The first that a reader would see: no reasoning, no tool call."""
+    last_content_ns: int = 0
+    ended_ns: int = 0
+    answer: Accumulator | None = None
+    """What the events of a stream have made."""
+    pending: dict[str, Any] | None = None
+    """What the answer showed of a background response that isn't finished; the outcome then means nothing."""
+
+
+Opening = Callable[[], Awaitable[tuple[httpx2.Response, ResponseBody]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """A response that is there already: what is sent in the place of a POST, and what has come of it so far."""
+
+    open: Opening
+    """Sends the request; raises as `Poster.post`."""
+    answer: Accumulator | None
+    """Takes the events that come; None: the answer comes in one piece."""
+    chunks: int = 0
+    """Chunks with content that have come."""
+    chars: int = 0
+    """Of visible text."""
 
 
 # Of this process, whatever runs in it.
@@ -86,20 +123,25 @@ async def run_attempt(
     deadlines: Deadlines,
     sink: Sink,
     on_headers: Callable[[httpx2.Response], None],
+    continuation: Continuation | None = None,
 ) -> Attempted:
     """Makes one request and reads its answer to the end.
 
     `content` is the encoded body; `choices` how many choices the answer owes; `on_headers` is told of a good status
-    as soon as it is in. Never raises for what the server, the network or a deadline did: that is in the outcome.
-    Cancellation passes through, and closes the connection.
+    as soon as it is in. With a `continuation` its request is sent instead, and its answer goes on. Never raises for
+    what the server, the network or a deadline did: that is in the outcome. Cancellation passes through, and closes the
+    connection.
     """
     allowance = allowance_of(job, choices)
-    watch = Watch(deadlines, streaming=job.stream)
+    if continuation is None:
+        answer = accumulate.for_stream(job.api, choices=choices) if job.stream else None
+        continuation = Continuation(partial(client.post, job.api, content, stream=job.stream), answer)
+    watch = Watch(deadlines, streaming=continuation.answer is not None)
     fault: Fault | None = None
     with watch, _ANSWERS.open(allowance) as answers, _READING.open(reading_of(allowance)) as reading:
-        reader = _Reader(job, choices, sink, answers, reading)
+        reader = _Reader(job, continuation, sink, watch, answers, reading)
         try:
-            await reader.exchange(client, content, watch, on_headers)
+            await reader.exchange(continuation.open, on_headers)
         except _FaultError as found:
             fault = found.fault
         except FOREIGN as error:
@@ -119,46 +161,51 @@ class _FaultError(Exception):
 class _Reader:
     """The state of one attempt while it is read."""
 
-    def __init__(self, job: Job, choices: int, sink: Sink, answers: Place, reading: Place) -> None:
+    def __init__(self, job: Job, begun: Continuation, sink: Sink, watch: Watch, answers: Place, reading: Place) -> None:
         self._job = job
+        self._watch = watch
         self._answers = answers
         self._reading = reading
         self._sink = sink
-        self._answer: Accumulator | None = accumulate.for_stream(job.api, choices=choices) if job.stream else None
+        self._answer = begun.answer
         self._whole: accumulate.Answer | None = None
-        self._stopped = False
-        self._chars = 0
+        self._decoder = sse.Decoder(reading.allowance.bound)
+        self._size = 0
+        self._untaken = b""  # of the last block: what waits for the disk
+        self._now_ns = 0  # when that block arrived
+        self._over = self._stopped = False  # nothing more is wanted; …because the job said so
+        self._chars = begun.chars
         self._sent_ns = time.monotonic_ns()
         self._last_ns: int | None = None
         self._ended_ns: int | None = None
-        self._result = Attempted(Failed(Fault(FaultKind.INTERNAL, "the attempt has not ended")))
+        not_ended = Failed(Fault(FaultKind.INTERNAL, "the attempt has not ended"))
+        self._result = Attempted(not_ended, chunks=begun.chunks, answer=begun.answer)
 
     def elapsed_s(self) -> float:
         return (time.monotonic_ns() - self._sent_ns) / 1e9
 
     # ── Opening ──────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def exchange(
-        self, client: Poster, content: bytes, watch: Watch, on_headers: Callable[[httpx2.Response], None]
-    ) -> None:
+    async def exchange(self, send: Opening, on_headers: Callable[[httpx2.Response], None]) -> None:
         """From sending to the last byte that matters; the connection is given back or closed in every case."""
-        response, body = await client.post(self._job.api, content, stream=self._job.stream)
+        response, body = await send()
         try:
             self._sent_ns = body.sent_ns
+            self._result.headers_ns = getattr(body, "headers_ns", 0) or time.monotonic_ns()
             self._result.status = response.status_code
-            self._result.request_id = response.headers.get("x-request-id")
+            head = announced(response.headers.raw)
+            self._result.request_id = head.request_id
             on_headers(response)
-            if self._job.stream and not _is_json(response):
-                _require(response, "text/event-stream")
-                await self._read_stream(body, watch)
-            else:
-                # A server that answers a stream with one JSON body still answered; an error in it is found below.
-                _require(response, "application/json")
-                await self._read_whole(body, watch)
+            # A server that answers a stream with one JSON body still answered; an error in it is found below.
+            streams = self._answer is not None and head.media_type != JSON
+            refusal = head.refusal(EVENT_STREAM if streams else JSON, response.status_code)
+            if refusal is not None:
+                raise _FaultError(refusal)
+            await (self._read_stream(body) if streams else self._read_whole(body))
         finally:
             await body.aclose()
 
-    async def _read_whole(self, body: ResponseBody, watch: Watch) -> None:
+    async def _read_whole(self, body: ResponseBody) -> None:
         blocks: list[bytes] = []
         size = 0
         while block := await body.read():
@@ -167,9 +214,12 @@ class _Reader:
                 raise _FaultError(Fault(FaultKind.TOO_LARGE, f"the answer is larger than {MAX_BODY_BYTES} bytes"))
             _bound(self._reading, size)
             blocks.append(block)
-        watch.progress()
+        self._watch.progress()
         whole = b"".join(blocks)
         self._bound_values(whole)
+        self._result.pending = unfinished(self._job, whole)
+        if self._result.pending is not None:
+            return
         try:
             self._whole = accumulate.parse_body(self._job.api, whole)
         except (MalformedChunk, StreamError) as error:
@@ -177,42 +227,50 @@ class _Reader:
 
     # ── Streaming ────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _read_stream(self, body: ResponseBody, watch: Watch) -> None:
-        decoder = sse.Decoder(self._reading.allowance.bound)
-        size = 0
-        while block := await body.read():
-            now_ns = time.monotonic_ns()
-            size += len(block)
-            if size > MAX_STREAM_BYTES:
-                raise _FaultError(Fault(FaultKind.TOO_LARGE, f"the stream is larger than {MAX_STREAM_BYTES} bytes"))
-            if await self._take_slices(decoder, block, now_ns, watch):
-                break
+    async def _read_stream(self, body: ResponseBody) -> None:
+        more = True
+        while more and not self._over:
+            more = await pour(body, self._take)
+            while not self._over and not self._sink.has_room:
+                with self._watch.suspended():
+                    await self._sink.room()
+                self._take_slices()
         self._ended_ns = time.monotonic_ns()
         if not self._stopped:
             await _drain(body)
 
-    async def _take_slices(self, decoder: sse.Decoder, block: bytes, now_ns: int, watch: Watch) -> bool:
-        """Takes what one read brought, bit by bit where it is much; True when nothing more is wanted."""
-        assert self._answer is not None
-        for start in range(0, len(block), SLICE_BYTES):
-            if self._take_block(decoder, block[start : start + SLICE_BYTES], now_ns, watch):
+    def _take(self, block: bytes, now_ns: int) -> bool:
+        """Takes what one read brought; True when nothing more is wanted, or the disk is behind."""
+        if not self._size:
+            self._result.first_chunk_ns = now_ns
+        self._size += len(block)
+        if self._size > MAX_STREAM_BYTES:
+            raise _FaultError(Fault(FaultKind.TOO_LARGE, f"the stream is larger than {MAX_STREAM_BYTES} bytes"))
+        self._untaken, self._now_ns = block, now_ns
+        return self._take_slices()
+
+    def _take_slices(self) -> bool:
+        """Bit by bit where it is much."""
+        answer, decoder = self._answer, self._decoder
+        assert answer is not None
+        while block := self._untaken[:SLICE_BYTES]:
+            self._untaken = self._untaken[SLICE_BYTES:]
+            self._over = self._take_block(answer, block)
+            if self._over:
                 return True
-            _bound(self._answers, self._answer.held)
+            _bound(self._answers, answer.held)
             _bound(self._reading, decoder.held)
             if not self._sink.has_room:
-                with watch.suspended():
-                    await self._sink.room()
+                return True
         return False
 
-    def _take_block(self, decoder: sse.Decoder, block: bytes, now_ns: int, watch: Watch) -> bool:
+    def _take_block(self, answer: Accumulator, block: bytes) -> bool:
         """Takes a slice of what one read brought; True when nothing more is wanted."""
-        answer = self._answer
-        assert answer is not None
         try:
-            for event in decoder.feed(block):
+            for event in self._decoder.feed(block):
                 self._bound_values(event.data)
                 deltas = answer.feed(event.name, event.data)
-                if deltas and self._take_deltas(deltas, now_ns, watch):
+                if deltas and self._take_deltas(deltas, self._now_ns):
                     return True
                 if answer.ended:
                     return True
@@ -226,7 +284,7 @@ class _Reader:
         if len(data) > LARGE_EVENT_BYTES and has_too_many_values(data, self._answers.allowance):
             raise _FaultError(Fault(FaultKind.TOO_LARGE, f"{len(data):,} bytes of JSON hold too many values"))
 
-    def _take_deltas(self, deltas: Any, now_ns: int, watch: Watch) -> bool:
+    def _take_deltas(self, deltas: Any, now_ns: int) -> bool:
         """Hands on the deltas of one chunk; True when the job wants no more of them."""
         t_s = (now_ns - self._sent_ns) / 1e9
         content = False
@@ -237,10 +295,10 @@ class _Reader:
                 content = True
                 self._chars += len(delta.text)
             elif kind.is_progress:
-                watch.progress()
+                self._watch.progress()
         if not content:
             return False
-        watch.progress()
+        self._watch.progress()
         self._count_chunk(now_ns, t_s)
         return self._enough()
 
@@ -249,8 +307,12 @@ class _Reader:
         result.chunks += 1
         if self._last_ns is None:
             result.ttft_s = t_s
+            result.first_content_ns = now_ns
         else:
+            result.coalesced += now_ns == self._last_ns
             result.gaps.add((now_ns - self._last_ns) / 1e9)
+        if not result.first_text_ns and self._chars:
+            result.first_text_ns = now_ns
         self._last_ns = now_ns
 
     def _enough(self) -> bool:
@@ -266,10 +328,12 @@ class _Reader:
 
     def conclude(self, fault: Fault | None) -> Attempted:
         """The one place that says how an attempt ended."""
-        ended_ns = self._ended_ns or time.monotonic_ns()
-        self._result.duration_s = (ended_ns - self._sent_ns) / 1e9
-        self._result.outcome = self._outcome(fault)
-        return self._result
+        result = self._result
+        result.sent_ns, result.last_content_ns = self._sent_ns, self._last_ns or 0
+        result.ended_ns = self._ended_ns or time.monotonic_ns()
+        result.duration_s = (result.ended_ns - self._sent_ns) / 1e9
+        result.outcome = self._outcome(fault)
+        return result
 
     def _outcome(self, fault: Fault | None) -> Outcome:
         if self._whole is not None:
@@ -329,31 +393,13 @@ def _fault_in_stream(error: MalformedChunk | StreamError) -> Fault:
     return Fault(FaultKind.MALFORMED, str(error))
 
 
-def _is_json(response: httpx2.Response) -> bool:
-    return _media_type(response) == "application/json"
-
-
-def _media_type(response: httpx2.Response) -> str:
-    return str(response.headers.get("content-type", "")).partition(";")[0].strip().lower()
-
-
-def _require(response: httpx2.Response, media_type: str) -> None:
-    """The guard: what isn't announced as what was asked for isn't read."""
-    encoding = response.headers.get("content-encoding", "identity").strip().lower()
-    if encoding != "identity":
-        # Identity was asked for. 292 KB of gzip can be 1.2 GB of text.
-        raise _FaultError(Fault(FaultKind.WRONG_CONTENT, f"the server compressed its answer ({encoding[:40]})"))
-    found = _media_type(response)
-    if found != media_type:
-        message = f"expected {media_type}, the server sent {found[:80] or 'no content type'}"
-        raise _FaultError(Fault(FaultKind.WRONG_CONTENT, message, status=response.status_code))
-
-
 async def _drain(body: ResponseBody) -> None:
     """Reads the end of the body, which mostly came with the last event, so that the connection is kept.
 
     What comes late, or is wrong with it, no longer matters: the answer is in. The connection is then closed instead.
     """
+    if body.at_end:
+        return
     with anyio.move_on_after(DRAIN_TIMEOUT_S):
         try:
             while not body.at_end and await body.read():

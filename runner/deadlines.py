@@ -31,6 +31,12 @@ class Deadlines:
     total_s: float | None = None
     """From sending to the end of the answer."""
 
+    @property
+    def first_look_s(self) -> float | None:
+        """When one of them may have passed at the earliest: the idle deadline, too, begins after the start."""
+        given = [limit for limit in (self.first_token_s, self.idle_s, self.total_s) if limit is not None]
+        return min(given, default=None)
+
 
 class Watch:
     """Cancels its scope when a deadline passes, and says which one did.
@@ -98,7 +104,9 @@ class Watch:
 
     def __enter__(self) -> Watch:
         self.scope.__enter__()
-        self._check()
+        first_s = self._deadlines.first_look_s if self._streaming else self._deadlines.total_s
+        if first_s is not None:
+            self._timer = self._loop.call_at(self._started + first_s, self._check)
         return self
 
     def __exit__(self, *exc_info: object) -> bool | None:

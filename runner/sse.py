@@ -76,15 +76,17 @@ class Decoder:
         are lost with it; a line that grows block by block meets no such company.
         """
         if (
-            self._head is None
+            not self._head
             and data.startswith(b"data: ")
             and data.endswith(b"\n\n")
-            and data.find(b"\n") == len(data) - 2
             and b"\r" not in data
             and len(data) <= self._limit
             and not (self._after_cr or self._line or self._name or self._data is not None)
         ):
-            return [_new(Event, ("", data[6:-2]))]  # one whole event of one line: what nearly every read brings
+            parts = data[6:-2].split(b"\n\ndata: ")
+            if data.count(b"\n") == 2 * len(parts):  # whole events of one line each: what nearly every read brings
+                self._head = None
+                return [_new(Event, ("", part)) for part in parts]
         if self._head is not None:
             data = self._without_bom(data, self._head)
         if self._after_cr and data:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Final, NamedTuple, Protocol
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -52,6 +52,27 @@ class ResponseBody(Protocol):
 
     async def aclose(self) -> None:
         """Gives the connection back if the body was read to its end, else closes it."""
+
+
+Take = Callable[[bytes, int], bool]
+"""Takes a block of a body and the time of its arrival (monotonic, ns); True when it has had enough for now."""
+
+
+async def pour(body: ResponseBody, take: Take) -> bool:
+    """Hands a body's blocks to `take` until that has enough (True) or the body ends (False).
+
+    A body that has a `pour` of its own calls it where the bytes arrive: no task is woken for a chunk.
+
+    Raises:
+        httpx2.TransportError: the connection broke before the body's end.
+    """
+    own = getattr(body, "pour", None)
+    if own is not None:
+        return bool(await own(take))
+    while block := await body.read():
+        if take(block, getattr(body, "arrived_ns", 0) or time.monotonic_ns()):
+            return True
+    return False
 
 
 class Wire(Protocol):

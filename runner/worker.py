@@ -22,11 +22,13 @@ import orjson
 
 from runner import ratelimits, records, tokens
 from runner.admission import Admission
-from runner.attempt import Attempted, run_attempt
+from runner.attempt import Attempted, Continuation, run_attempt
+from runner.background import is_background
 from runner.client import Client
 from runner.costs import cost_of
 from runner.deadlines import Deadlines
 from runner.deltas import Delta
+from runner.earlier import EarlierDeltas
 from runner.endpoints import Endpoint
 from runner.errors import OutputError
 from runner.faults import Fault, FaultKind
@@ -59,6 +61,9 @@ class StopRun(Exception):
         self.only = only
 
 
+Account = Callable[[dict[str, Any], History, Attempted | None, Outcome], None]
+
+
 @dataclass(slots=True)
 class Bench:
     """What every worker shares: the parts of one run."""
@@ -79,8 +84,10 @@ class Bench:
     primers: Primers | None = None
     """Where jobs wait for the one that primes the cache; None: nobody does."""
     echo: Echo | None = None
-    resumed: bool = False
-    """Whether deltas of an earlier run are in the folder: a job's first attempt then voids them."""
+    account: Account | None = None
+    """A load test's own look at every job that has ended; it may add to the record."""
+    resumed: EarlierDeltas | bool | None = False
+    """The deltas of an earlier run, or whether there are some: a job's first attempt then voids what it left."""
 
 
 async def finish_rejected(bench: Bench, line: Rejected) -> None:
@@ -98,10 +105,15 @@ async def run_job(bench: Bench, job: Job) -> None:
         AdmissionClosed: the run drains; this job has no record.
         OutputError: the record could not be written.
     """
-    await _JobRun(bench, job).run()
+    if is_background(job):
+        from runner.reattach import BackgroundRun  # made of what is below
+
+        await BackgroundRun(bench, job).run()
+    else:
+        await JobRun(bench, job).run()
 
 
-class _JobRun:
+class JobRun:
     """The state of one job between its attempts. It is also the sink of its attempts' deltas."""
 
     def __init__(self, bench: Bench, job: Job) -> None:
@@ -127,7 +139,9 @@ class _JobRun:
         """Whether the last attempt failed in a way that only its endpoint can't be used any more."""
         self._seq = 0
         self._id_json = orjson.dumps(job.id)
-        self._head = b'{"custom_id":%b,"attempt":0,"seq":' % self._id_json
+        self._head = self._head_of(0)
+        self._text_attempt = 0
+        """The attempt under which its text stands in deltas.jsonl."""
 
     async def run(self) -> None:
         """The job's way, start to end."""
@@ -181,11 +195,7 @@ class _JobRun:
     async def _attempts(self) -> Outcome:
         bench = self._bench
         try:
-            async for attempt in retrying(bench.settings.max_attempts, rng=bench.rng, sleep=bench.sleep):
-                with attempt:
-                    outcome = await self._attempt()
-                    if isinstance(outcome, Failed):
-                        raise AttemptFailed(outcome.fault, elsewhere=self._elsewhere)
+            return await retrying(self._attempt, bench.settings.max_attempts, rng=bench.rng, sleep=bench.sleep)
         except AttemptFailed:
             assert self._last is not None
             return self._last.outcome
@@ -195,29 +205,51 @@ class _JobRun:
             return Failed(Fault(FaultKind.NEVER_FITS, str(error)))
         except NotServed as error:
             return Failed(Fault(FaultKind.NOT_SERVED, str(error)))
-        return outcome
 
-    async def _attempt(self) -> Outcome:
-        bench, history = self._bench, self._history
+    async def _attempt(self) -> Completed:
         if self._last is not None:
             self._note_retry(self._last)
-        ticket = self._ticket = await bench.admission.acquire(
-            history.model, self._need, key=self._cache_key, avoid=self._ticket.endpoint if self._ticket else None
-        )
-        history.endpoint = ticket.endpoint.name
+        outcome = (await self._request()).outcome
+        if isinstance(outcome, Failed):
+            raise AttemptFailed(outcome.fault, elsewhere=self._elsewhere)
+        return outcome
+
+    async def _request(self) -> Attempted:
+        """One request: admitted, sent, paid."""
+        admission = self._bench.admission
+        ticket = self._ticket = await self._acquire()
+        self._history.endpoint = ticket.endpoint.name
         used: Usage | None = None
         try:
-            history.queue_s = time.monotonic() - self._read_at
-            history.limiter_wait_s += ticket.limiter_wait_s
-            history.attempts += 1
-            history.started = datetime.now(UTC)
-            self._void_if_repeated()
+            self._admitted(ticket)
             self._last = await self._send(ticket)
-            used = self._last.outcome.usage
+            used = self._used(self._last)
         finally:
-            bench.admission.settle(ticket, used)
-            bench.admission.release(ticket)
-        return self._last.outcome
+            admission.settle(ticket, used)
+            admission.release(ticket)
+        return self._last
+
+    async def _acquire(self) -> Ticket:
+        avoid = self._ticket.endpoint if self._ticket else None
+        admission = self._bench.admission
+        return await admission.acquire(self._history.model, self._need, key=self._cache_key, avoid=avoid)
+
+    def _admitted(self, ticket: Ticket) -> None:
+        history = self._history
+        history.queue_s = time.monotonic() - self._read_at
+        history.admitted_s = ticket.granted_s
+        history.limiter_wait_s += ticket.limiter_wait_s
+        history.attempts += 1
+        history.started = datetime.now(UTC)
+        self._void_if_repeated()
+
+    def _used(self, attempted: Attempted) -> Usage | None:
+        """What the request cost of the limits, where the server said so."""
+        return attempted.outcome.usage
+
+    def _continuation(self, ticket: Ticket) -> Continuation | None:
+        """What to ask for in the place of a POST."""
+        return None
 
     async def _send(self, ticket: Ticket) -> Attempted:
         bench, history = self._bench, self._history
@@ -229,9 +261,10 @@ class _JobRun:
             deadlines=self._deadlines,
             sink=self,
             on_headers=self._headers_came,
+            continuation=self._continuation(ticket),
         )
         outcome = attempted.outcome
-        fault = outcome.fault if isinstance(outcome, Failed) else None
+        fault = outcome.fault if isinstance(outcome, Failed) and attempted.pending is None else None
         bench.admission.concluded(ticket, fault)
         if fault is not None:
             self._failed(ticket, fault)
@@ -285,12 +318,16 @@ class _JobRun:
         """Says in deltas.jsonl that what stands there of this job's text is void."""
         self._seq = 0
         history = self._history
-        self._head = b'{"custom_id":%b,"attempt":%d,"seq":' % (self._id_json, history.attempts)
+        before, self._text_attempt = self._text_attempt, history.attempts
+        self._head = self._head_of(history.attempts)
         if history.retries:
-            self._write_void(history.attempts - 1, history.retries[-1].reason)
+            self._write_void(before, history.retries[-1].reason)
         elif self._bench.resumed:
             # An interrupted run may have left half an answer under the same attempt number.
             self._write_void(0, "resumed")
+
+    def _head_of(self, attempt: int) -> bytes:
+        return b'{"custom_id":%b,"attempt":%d,"seq":' % (self._id_json, attempt)
 
     def _write_void(self, attempt: int, reason: str) -> None:
         void = {"custom_id": self._job.id, "attempt": attempt, "event": "void", "reason": reason}
@@ -303,7 +340,9 @@ class _JobRun:
         bench = self._bench
         if bench.settings.deltas:
             # By hand: the head is encoded once an attempt, and a dict a chunk would cost as much again.
-            line = b'%b%d,"t":%.6f,"delta":%b}\n' % (self._head, self._seq, t_s, orjson.dumps(delta.payload))
+            seconds, micros = divmod(round(t_s * 1e6), 1_000_000)  # %.6f takes longer than all the rest
+            payload = orjson.dumps(delta.payload)
+            line = b'%b%d,"t":%d.%06d,"delta":%b}\n' % (self._head, self._seq, seconds, micros, payload)
             bench.journal.delta(line)
         self._seq += 1
         if delta.kind.is_content:
@@ -336,6 +375,8 @@ class _JobRun:
         bench = self._bench
         try:
             record = self._record(outcome)
+            if bench.account is not None:
+                bench.account(record, self._history, self._last, outcome)
             line = records.record_line(record)
         except Exception as error:  # as in `run`: an answer that we can't write down is this job's failure alone
             log.exception("internal error", extra={"job": self._job.id})

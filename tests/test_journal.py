@@ -10,7 +10,7 @@ import anyio.lowlevel
 import pytest
 
 from runner.errors import OutputError
-from runner.journal import Journal
+from runner.journal import GROUP_EVERY_S, Journal
 from runner.limits import DELTA_FLUSH_S, MAX_PENDING_OUTPUT_BYTES, MAX_RECORD_GROUP
 from runner.testing.memory_files import Crashed, MemoryFiles, Tear, WriteFault
 from tests.memory_run import (
@@ -124,6 +124,40 @@ def test_a_slow_disk_makes_larger_groups_and_the_loop_goes_on():
     assert statistics.groups == 3  # the first one, a full group, and the rest
     assert count(fs, "fsync", "results.jsonl") == 3 + 1
     assert durable(fs) == records(1_000)
+
+
+def test_a_record_goes_at_once_and_many_go_in_groups_that_are_a_while_apart():
+    fs = machine()
+
+    async def work(journal):
+        start = anyio.current_time()
+        await journal.finish(records(1)[0])
+        assert anyio.current_time() - start < GROUP_EVERY_S / 2
+        async with anyio.create_task_group() as workers:
+            for line in records(1_000):
+                workers.start_soon(journal.finish, line)
+                await anyio.sleep(0.001)
+
+    statistics = journalled(fs, work).statistics()
+    assert statistics.records == 1_001
+    assert 1 / GROUP_EVERY_S / 2 < statistics.groups <= 1 / GROUP_EVERY_S + 2
+
+
+def test_a_full_group_and_the_end_of_the_run_do_not_wait():
+    fs = machine()
+
+    async def work(journal):
+        start = anyio.current_time()
+        await finish_all(journal, records(3 * MAX_RECORD_GROUP))
+        assert anyio.current_time() - start < GROUP_EVERY_S
+        async with anyio.create_task_group() as late:
+            late.start_soon(journal.finish, records(1)[0])
+            await anyio.lowlevel.checkpoint()
+            journal.close()
+        assert anyio.current_time() - start < GROUP_EVERY_S
+
+    journalled(fs, work)
+    assert len(durable(fs)) == 3 * MAX_RECORD_GROUP + 1
 
 
 def test_a_group_is_bounded():

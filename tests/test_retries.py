@@ -25,12 +25,16 @@ def attempts(faults, *, max_attempts=5, seed=0):
             await anyio.sleep(seconds)
 
         count = 0
+
+        async def attempt():
+            nonlocal count
+            count += 1
+            if count <= len(faults):
+                raise AttemptFailed(faults[count - 1])
+            return count
+
         try:
-            async for attempt in retrying(max_attempts, rng=random.Random(seed), sleep=sleep):
-                with attempt:
-                    count += 1
-                    if count <= len(faults):
-                        raise AttemptFailed(faults[count - 1])
+            assert await retrying(attempt, max_attempts, rng=random.Random(seed), sleep=sleep) == count
         except AttemptFailed as error:
             return count, waits, error.fault
         return count, waits, None
@@ -76,26 +80,37 @@ def test_the_servers_advice_is_a_floor():
     assert all(wait >= 30 for wait in waits)
 
 
-def test_cancellation_passes_through_at_once():
-    async def main():
-        with anyio.move_on_after(1) as scope:
-            async for attempt in retrying(5, rng=random.Random(0), sleep=anyio.sleep):
-                with attempt:
-                    await anyio.sleep(1000)
-        return scope.cancelled_caught, round(anyio.current_time(), 3)
-
-    assert run_virtual(main) == (True, 1.0)
-
-
-def test_other_exceptions_are_not_retried():
+@pytest.mark.parametrize("failures", [0, 1, 2])
+def test_cancellation_passes_through_at_once(failures):
     async def main():
         count = 0
-        try:
-            async for attempt in retrying(5, rng=random.Random(0), sleep=anyio.sleep):
-                with attempt:
-                    count += 1
-                    raise KeyError("x")
-        except KeyError:
-            return count
 
-    assert run_virtual(main) == 1
+        async def attempt():
+            nonlocal count
+            count += 1
+            if count <= failures:
+                raise AttemptFailed(SERVER)
+            await anyio.sleep(1000)
+
+        with anyio.move_on_after(10) as scope:
+            await retrying(attempt, 5, rng=random.Random(0), sleep=anyio.sleep)
+        return scope.cancelled_caught, round(anyio.current_time(), 3), count
+
+    assert run_virtual(main) == (True, 10.0, failures + 1)
+
+
+@pytest.mark.parametrize("failures", [0, 1, 2])
+def test_other_exceptions_are_not_retried(failures):
+    async def main():
+        count = 0
+
+        async def attempt():
+            nonlocal count
+            count += 1
+            raise AttemptFailed(SERVER) if count <= failures else KeyError("x")
+
+        with pytest.raises(KeyError):
+            await retrying(attempt, 5, rng=random.Random(0), sleep=anyio.sleep)
+        return count
+
+    assert run_virtual(main) == failures + 1

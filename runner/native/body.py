@@ -1,6 +1,7 @@
 """What has arrived of one answer, and the one task that waits for it.
 
-The connection puts in blocks where they arrive; the reader takes all that is there, without a task switch, or waits.
+The connection puts in blocks where they arrive; the reader takes all that is there, without a task switch, or waits; or
+it leaves a function that takes them where they arrive (`pour`), and no task is woken for a chunk.
 A body outlives its connection's interest in it: when the last byte is in, the connection serves another request while
 the blocks are still being read.
 """
@@ -14,6 +15,8 @@ from typing import Protocol
 
 import anyio
 import httpx2
+
+from runner.transport import Take
 
 
 class Source(Protocol):
@@ -35,6 +38,7 @@ class Body(httpx2.AsyncByteStream):
         "_error",
         "_first_ns",
         "_source",
+        "_take",
         "_waiter",
         "arrived_ns",
         "headers",
@@ -49,7 +53,8 @@ class Body(httpx2.AsyncByteStream):
         self._blocks: list[bytes] = []
         self._ended = False
         self._error: httpx2.TransportError | None = None
-        self._waiter: asyncio.Future[None] | None = None
+        self._take: Take | None = None
+        self._waiter: asyncio.Future[bool] | None = None
         self._first_ns = 0
         self.status = 0
         """0 until the answer's headers are in."""
@@ -84,22 +89,33 @@ class Body(httpx2.AsyncByteStream):
         self._error = error
 
     def wake(self) -> None:
-        """Lets the waiting task see what has come."""
+        """Lets the waiting task see what has come, or what it left behind."""
         waiter = self._waiter
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
+        if waiter is None or waiter.done():
+            return
+        take = self._take
+        if take is None:
+            waiter.set_result(False)
+            return
+        try:
+            enough = bool(self._blocks) and take(self._taken(), self.arrived_ns)
+        except Exception as error:  # the task's, not the connection's
+            waiter.set_exception(error)
+        else:
+            if enough or self._ended:
+                waiter.set_result(enough)
 
     @property
     def ended(self) -> bool:
         """Whether nothing more will come."""
         return self._ended
 
-    async def wait(self) -> None:
-        """Returns after the next `wake`."""
+    async def wait(self) -> bool:
+        """Returns after the next `wake`; True if `pour`'s function has had enough."""
         assert self._waiter is None, "two tasks read one body"
         self._waiter = asyncio.get_running_loop().create_future()
         try:
-            await self._waiter
+            return await self._waiter
         finally:
             self._waiter = None
 
@@ -128,12 +144,39 @@ class Body(httpx2.AsyncByteStream):
                     raise self._error
                 return b""
             await self.wait()
+        if not self._ended:
+            self._source.resume()
+        return self._taken()
+
+    async def pour(self, take: Take) -> bool:
+        """Hands over what has arrived, and what arrives where it does; True when `take` has enough, False at the end.
+
+        Raises:
+            httpx2.TransportError: the connection broke before the body's end. What came before has been handed over.
+            Exception: whatever `take` raised.
+        """
+        while self._blocks or not self._ended:
+            if not self._ended:
+                self._source.resume()
+            if self._blocks:
+                if take(self._taken(), self.arrived_ns):
+                    return True
+                continue
+            self._take = take
+            try:
+                if await self.wait():
+                    return True
+            finally:
+                self._take = None
+        if self._error is not None:
+            raise self._error
+        return False
+
+    def _taken(self) -> bytes:
         blocks = self._blocks
         self.arrived_ns = self._first_ns
         self._blocks = []
         self.size = 0
-        if not self._ended:
-            self._source.resume()
         return blocks[0] if len(blocks) == 1 else b"".join(blocks)
 
     @property

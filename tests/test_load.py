@@ -1,0 +1,255 @@
+"""`python -m runner load` and `compare` as a user runs them: real processes against the simulator.
+
+Nothing here asserts how long something took: scripts/truth holds the figures against the server's own account.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections import Counter
+
+import orjson
+import pytest
+
+from runner.load.results import decode
+from tests.process import by_id, end, records, run, start, write_jobs
+
+QUICK = ("--no-calibrate", "--progress", "plain")
+MADE = ("--synthetic", "--input-tokens", "20", "--output-tokens", "5")
+
+
+def jobs(tmp_path, n=3):
+    return write_jobs(tmp_path / "jobs.jsonl", [{"custom_id": f"a{k}", "prompt": f"hello {k}"} for k in range(n)])
+
+
+def result(folder):
+    return decode((folder / "load.json").read_bytes(), folder)
+
+
+def load(tmp_path, *args, code=0, **kwargs):
+    ended = run("load", *args, "--out", "out", *QUICK, cwd=tmp_path, **kwargs)
+    assert ended.code == code, ended.stderr
+    return ended
+
+
+def test_a_sweep_leaves_figures_records_and_a_report(tmp_path):
+    ended = load(tmp_path, jobs(tmp_path), "--simulate", "--concurrency", "1,3", "--requests", "6", "--slo", "e2e=1m")
+    out = tmp_path / "out"
+    found = result(out)
+    assert [(level.label, level.requests.succeeded) for level in found.levels] == [
+        ("1 concurrent", 6),
+        ("3 concurrent", 6),
+    ]
+    assert found.complete
+    assert found.synthetic
+    assert [level.goodput for level in found.levels] == [1.0, 1.0]
+    assert set(by_id(out)) == {f"a{k % 3}#{k}" for k in range(12)}
+    assert "3 concurrent" in ended.stdout
+    assert (out / "report.html").read_text().startswith("<!doctype html>")
+    assert len((out / "load.csv").read_bytes().splitlines()) == 3
+    assert not (out / "deltas.jsonl").exists()
+    assert "seed" in ended.stderr
+
+
+def test_a_record_says_of_which_level_it_is_and_when_what_happened(tmp_path):
+    load(tmp_path, *MADE, "--simulate", "--rate", "50", "--requests", "5")
+    for record in records(tmp_path / "out"):
+        said = record["runner"]["load"]
+        assert (said["level"], said["repeat"]) == ("50/s", 0)
+        order = ("scheduled", "sent", "headers", "first_content", "last_content", "end")
+        times = [said[f"{name}_s"] for name in order]
+        assert times == sorted(times)
+
+
+@pytest.mark.parametrize("arrivals", ["constant", "poisson", "gamma:0.5", "ramp:5..50/1s", "step:30x0.2s,10x9s"])
+def test_every_arrival_process_sends_all_of_its_requests(tmp_path, arrivals):
+    rate = () if arrivals[:4] in ("ramp", "step") else ("--rate", "30")
+    load(tmp_path, *MADE, "--simulate", "--arrivals", arrivals, *rate, "--requests", "12")
+    (level,) = result(tmp_path / "out").levels
+    assert (level.kind, level.requests.offered, level.requests.succeeded) == ("open", 12, 12)
+    assert result(tmp_path / "out").arrival.kind == arrivals.partition(":")[0]
+    assert level.metric("ttft_from_schedule").n == level.metric("ttft").n == 12
+
+
+def test_several_processes_share_a_level_and_send_everything_once(tmp_path):
+    load(tmp_path, jobs(tmp_path), "--simulate", "--rate", "40", "--requests", "21", "--workers", "3")
+    (level,) = result(tmp_path / "out").levels
+    assert (level.requests.offered, level.requests.succeeded) == (21, 21)
+    assert Counter(name.partition("#")[2] for name in by_id(tmp_path / "out")) == Counter(str(k) for k in range(21))
+    assert not list((tmp_path / "out").glob("part-*"))
+
+
+def test_the_same_seed_asks_the_same(tmp_path):
+    for name in ("one", "two"):
+        args = (*MADE, "--simulate", "--rate", "50", "--requests", "4", "--seed", "7", "--out", name, *QUICK)
+        assert run("load", *args, cwd=tmp_path).code == 0
+    assert result(tmp_path / "one").seed == result(tmp_path / "two").seed == 7
+    when = [[round(r["runner"]["load"]["scheduled_s"], 6) for r in records(tmp_path / name)] for name in ("one", "two")]
+    assert sorted(when[0]) == sorted(when[1])
+
+
+def test_429s_are_a_class_of_their_own_and_nothing_is_tried_again(tmp_path):
+    load(tmp_path, jobs(tmp_path), "--simulate", "storm", "--rate", "40", "--requests", "80")
+    (level,) = result(tmp_path / "out").levels
+    requests = level.requests
+    assert requests.sent == 80
+    assert level.throttled > 0
+    assert requests.succeeded + requests.failed + level.throttled == 80
+    assert all(record["runner"]["attempts"] == 1 for record in records(tmp_path / "out"))
+
+
+def test_the_users_limits_hold_requests_back_and_the_wait_is_no_latency(tmp_path):
+    load(tmp_path, *MADE, "--simulate", "--concurrency", "4", "--requests", "6", "--rpm", "120")
+    (level,) = result(tmp_path / "out").levels
+    assert level.requests.succeeded == 6
+    assert level.metric("limiter_wait").max > 0.2
+    waited = [r["runner"]["limiter_wait_s"] for r in records(tmp_path / "out")]
+    assert max(waited) == pytest.approx(level.metric("limiter_wait").max, rel=0.02, abs=0.001)
+
+
+def test_conversations_carry_what_was_said_before(tmp_path):
+    load(tmp_path, *MADE, "--simulate", "--concurrency", "2", "--requests", "2", "--turns", "3")
+    used = {name: record["runner"]["usage"]["input_tokens"] for name, record in by_id(tmp_path / "out").items()}
+    assert set(used) == {f"synthetic#{k}.{turn}" for k in range(2) for turn in range(3)}
+    assert used["synthetic#0.0"] < used["synthetic#0.1"] < used["synthetic#0.2"]
+
+
+def test_a_search_finds_the_highest_value_that_keeps_the_slo(tmp_path):
+    args = (*MADE, "--simulate", "--concurrency", "2", "--find-max", "e2e=1m", "--max-value", "4", "--requests", "4")
+    ended = load(tmp_path, *args)
+    found = result(tmp_path / "out")
+    assert found.search.best == 4
+    assert [each.value for each in found.search.tried] == [2, 4, 4]
+    assert "Highest concurrency: 4 kept the SLO" in ended.stdout
+
+
+def test_repeats_give_intervals(tmp_path):
+    load(tmp_path, *MADE, "--simulate", "--concurrency", "2", "--requests", "5", "--repeats", "2")
+    (summary,) = result(tmp_path / "out").summary_levels
+    assert summary.repeats == 2
+    assert summary.metrics["ttft_mean"].low <= summary.metrics["ttft_mean"].mean
+
+
+def test_the_calibration_says_what_this_machine_can_time(tmp_path):
+    args = (*MADE, "--simulate", "--concurrency", "1", "--requests", "2", "--out", "out", "--progress", "plain")
+    ended = run("load", *args, cwd=tmp_path)
+    assert ended.code == 0, ended.stderr
+    assert "this machine can honestly time about" in ended.stderr
+    found = result(tmp_path / "out").calibration
+    assert found.max_chunks_per_s > 0
+    assert found.max_requests_per_s > 0
+
+
+def test_an_export_is_written_in_the_other_clients_layout(tmp_path):
+    args = (*MADE, "--simulate", "--concurrency", "2", "--requests", "4", "--export", "vllm", "--export", "aiperf")
+    load(tmp_path, *args)
+    names = {path.name for path in (tmp_path / "out").glob("*-closed-2-0.json")}
+    assert names == {"vllm-closed-2-0.json", "aiperf-closed-2-0.json"}
+    assert orjson.loads((tmp_path / "out" / "vllm-closed-2-0.json").read_bytes())["completed"] == 4
+
+
+# ── Interrupted, and again ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def until(condition, seconds=40.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to that"
+        time.sleep(0.05)
+
+
+def lines(folder):
+    path = folder / "results.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_interrupted_test_keeps_what_it_measured_and_goes_on_at_its_level(tmp_path, workers):
+    file, out = jobs(tmp_path), tmp_path / "out"
+    args = ("load", file, "--simulate", "--concurrency", "1,2", "--requests", "12", "--out", "out")
+    more = (*QUICK, "--workers", workers)
+    process = start(*args, *more, cwd=tmp_path)
+    until((out / "load.json").exists)  # the first level is complete
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    ended = end(process)
+    assert ended.code == 130, ended.stderr
+    cut = result(out)
+    assert not cut.complete
+    assert cut.levels[0].complete
+    assert cut.levels[0].requests.succeeded == 12
+    before = set(by_id(out))
+    assert run(*args, *more, cwd=tmp_path).code == 0
+    whole = result(out)
+    assert whole.complete
+    assert whole.levels[0] == cut.levels[0]
+    assert [level.requests.succeeded for level in whole.levels] == [12, 12]
+    assert before <= set(by_id(out))
+    again = run(*args, *more, cwd=tmp_path)
+    assert again.code == 0
+    assert result(out).levels == whole.levels
+
+
+def test_after_a_kill_the_test_goes_on_without_an_id_twice(tmp_path):
+    file, out = jobs(tmp_path), tmp_path / "out"
+    args = ("load", file, "--simulate", "--concurrency", "2", "--requests", "30", "--out", "out", *QUICK)
+    process = start(*args, cwd=tmp_path)
+    until(lambda: lines(out) >= 4)
+    os.kill(process.pid, signal.SIGKILL)
+    end(process)
+    assert run(*args, cwd=tmp_path).code == 0
+    (level,) = result(out).levels
+    assert level.requests.succeeded == 30
+    assert len(by_id(out)) >= 34
+
+
+def test_another_test_does_not_go_on_in_the_same_folder(tmp_path):
+    file = jobs(tmp_path)
+    load(tmp_path, file, "--simulate", "--concurrency", "1", "--requests", "2")
+    refused = load(tmp_path, file, "--simulate", "--concurrency", "1", "--requests", "3", code=2)
+    assert "--fresh" in refused.stderr
+    load(tmp_path, file, "--simulate", "--concurrency", "1", "--requests", "3", "--fresh")
+
+
+# ── Ends ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_level_without_any_answer_exits_with_1(tmp_path):
+    args = (*MADE, "--model", "m", "--base-url", "http://127.0.0.1:9/v1", "--concurrency", "1", "--requests", "2")
+    load(tmp_path, *args, code=1)
+    (level,) = result(tmp_path / "out").levels
+    assert level.errors == {"connection": 2}
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        (),
+        ("jobs.jsonl", "--synthetic"),
+        ("jobs.jsonl", "--concurrency", "0"),
+        ("missing.jsonl", "--simulate"),
+        ("jobs.jsonl", "--slo", "fast", "--simulate"),
+        ("jobs.jsonl", "--max-cost", "1", "--simulate"),
+        (*MADE, "--base-url", "http://127.0.0.1:9/v1"),
+        (*MADE, "--input-tokens", "many", "--simulate"),
+        ("jobs.jsonl", "--trace", "jobs.jsonl", "--simulate"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_done_exits_with_2_and_one_line(tmp_path, args):
+    jobs(tmp_path)
+    ended = load(tmp_path, *args, code=2)
+    assert ended.stderr.count("\n") == 1
+
+
+def test_compare_lays_two_tests_side_by_side(tmp_path):
+    for name in ("a", "b"):
+        args = (*MADE, "--simulate", "--concurrency", "2", "--requests", "5", "--out", name, *QUICK)
+        assert run("load", *args, cwd=tmp_path).code == 0
+    ended = run("compare", "a", "b/load.json", "--html", "c.html", cwd=tmp_path)
+    assert ended.code == 0, ended.stderr
+    assert "TTFT" in ended.stdout
+    assert (tmp_path / "c.html").read_text().startswith("<!doctype html>")
+    assert run("compare", "a", "nowhere", cwd=tmp_path).code == 2
