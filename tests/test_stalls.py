@@ -1,4 +1,4 @@
-"""What fails at bba4b11 and passes with scheduling.patch. To be appended to tests/test_fairness.py (same imports)."""
+"""No attempt waits for ever, for a day, or beside a free slot: one test for each way in which one did."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_a_long_payment_at_one_endpoint_does_not_hold_up_other_models_that_anoth
 
 
 def test_who_fits_at_no_endpoint_that_is_left_is_told():
-    """b is disabled, and a turns out to allow less than the job needs."""
+    """B is disabled, and a turns out to allow less than the job needs."""
     low = RateLimits(tokens=Allowance(1000.0))
 
     async def body(world: Field) -> None:
