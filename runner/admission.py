@@ -166,7 +166,7 @@ class Admission:
         for waiter in self._waiting:
             if all(lane.endpoint.disabled for lane in waiter.queue.lanes) and not waiter.turn.done():
                 waiter.turn.set_exception(AllDisabled(fault))
-        return any(not lane.endpoint.disabled for lane in self._routes.get(model, ()))
+        return any(each.serves(model) and not each.disabled for each in self._endpoints.values())
 
     def _stir(self, endpoint: Endpoint) -> None:
         for lane in endpoint.lanes.values():
@@ -215,7 +215,7 @@ class Admission:
         name, limits = limits_of(model, endpoint.limits)
         lane = endpoint.lanes.get(name)
         if lane is None:
-            if len(endpoint.lanes) >= MAX_LANES:
+            if len(endpoint.lanes) >= MAX_LANES and name not in endpoint.limits:
                 return next(iter(endpoint.lanes.values()))
             lane = endpoint.lanes[name] = Lane(name, limits, endpoint, self._queues, self._clock)
             if self._tasks is not None:

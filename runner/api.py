@@ -194,6 +194,8 @@ class _Run:
         self._drain = Drain(self._admission, settings.grace)
         self._clients = {name: _client(target, settings) for name, target in self._targets.items()}
         total = folder.scanned.lines if folder.scanned else None
+        if total is not None and settings.limit is not None:
+            total = min(total, len(folder.done) + settings.limit)
         self._metrics = RunMetrics(time.monotonic, total=total)
         self._journal = Journal(folder.fs, folder.path, durability=settings.durability, deltas=settings.deltas)
         self._bench = Bench(
@@ -261,8 +263,8 @@ class _Run:
 
     def _remaining(self, made: dict[str, Any]) -> int | None:
         """Lines without a record; None where the input can't be counted."""
-        total = self._metrics.total
-        return None if total is None else max(0, total - made["counts"]["total"])
+        scanned = self._folder.scanned
+        return None if scanned is None else max(0, scanned.lines - made["counts"]["total"])
 
     def _facts(self, made: dict[str, Any], reason: Reason | None, code: int) -> dict[str, Any]:
         """What only this run knows."""

@@ -281,6 +281,7 @@ class Quota:
         self._clock = clock
         self._bin_s = window_s / 100
         self._bins: deque[list[float]] = deque()  # [number of the bin, amount]
+        self._eased = anyio.Event()
 
     @property
     def used(self) -> float:
@@ -297,9 +298,17 @@ class Quota:
 
     async def acquire(self, amount: float) -> None:
         """Waits until the window has room for `amount`."""
-        while self.used + amount > self.limit and self._bins:  # noqa: ASYNC110 - nothing but time changes it
-            await anyio.sleep((self._bins[0][0] + 101) * self._bin_s - self._clock() + 1e-3)
+        while (wait_s := self.opens_in(amount)) > 0:
+            self._eased = anyio.Event()
+            with anyio.move_on_after(wait_s):
+                await self._eased.wait()
         self.correct(-amount)
+
+    def opens_in(self, amount: float) -> float:
+        """Seconds until there may be room for `amount`, if nothing is given back; 0 is now."""
+        if self.used + amount <= self.limit or not self._bins:
+            return 0.0
+        return (self._bins[0][0] + 101) * self._bin_s - self._clock() + 1e-3
 
     def correct(self, amount: float, paid_s: float | None = None) -> None:
         """A refund; negative is a use."""
@@ -307,3 +316,4 @@ class Quota:
         if not self._bins or self._bins[-1][0] != number:
             self._bins.append([number, 0.0])
         self._bins[-1][1] -= amount
+        self._eased.set()

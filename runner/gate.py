@@ -47,12 +47,14 @@ class Gate:
 
     @property
     def knows_requests(self) -> bool:
-        """Whether a limit of requests holds for what passes here."""
-        return self.requests is not None or (self.outer is not None and self.outer.knows_requests)
+        """Whether the endpoint's limit of requests is known. The run's own says nothing of what an endpoint bears."""
+        return self.requests is not None
 
     @property
     def load(self) -> float:
-        """The part that is in use of its slots or limits, whichever is used more: 0 to 1."""
+        """The part that is in use of its slots or limits, whichever is used more: 0 to 1, where somebody pays."""
+        if self._turn.locked():
+            return 1.0
         return max(
             self.in_flight / self.concurrency.limit,
             *(1 - bucket.free for bucket in (self.requests, self.tokens) if bucket is not None),
@@ -150,11 +152,14 @@ class Gate:
     def when_open(self, lane: Lane) -> None:
         """Wakes the lane when a slot is free and it is its turn."""
         if lane in self._offered or (self._free_slots > 0 and not self._lanes):
-            self.decline(lane)  # it is the gate round this one that has none
+            # It is the gate round this one that has none. Kept meanwhile: whoever else comes here would wait there too.
+            self._offered.add(lane)
             assert self.outer is not None
             self.outer.when_open(lane)
-        elif lane not in self._lanes:
-            self._lanes[lane] = None
+        else:
+            self._lanes.setdefault(lane)
+            if self.outer is not None:
+                self.outer.decline(lane)  # the run's slots are for who can use them now
 
     def decline(self, lane: Lane) -> None:
         """The lane doesn't wait any more for the slot that it may have been offered."""

@@ -70,6 +70,14 @@ class LaneLimits:
                 limits.append((BY_NAME[name], limit))
         return limits
 
+    def used_up(self, need: Need) -> tuple[str | None, float]:
+        """The limit of a day that has no room, and for how long at most; an attempt isn't taken to wait for that."""
+        for name, bucket in self.buckets.items():
+            wait_s = bucket.opens_in(BY_NAME[name].of(need)) if isinstance(bucket, Quota) else 0.0
+            if wait_s > 0:
+                return BY_NAME[name].label, wait_s
+        return None, 0.0
+
     def give_back(self, need: Need, names: list[str]) -> None:
         """What was paid of these limits wasn't sent."""
         for name in names:

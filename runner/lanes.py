@@ -226,7 +226,7 @@ class Lane:
                 self._gate.decline(self)
                 await self._wait(pause_s)
                 continue
-            what, pause_s = self._hindrance()
+            what, pause_s = self._hindrance(first.need)
             if what is not None:
                 await self._hindered(first, what, pause_s)
                 continue
@@ -251,10 +251,10 @@ class Lane:
             what = "concurrency"
         else:
             self._gate.decline(self)
-        self._waiting.pass_on(first, self)
+        self._waiting.pass_on(self)
         start = self._clock()
         await self._wait(pause_s)
-        self._count(what, self._clock() - start)
+        self._count(what, max(0.0, min(self._clock(), first.taken_s) - start))
 
     def _count(self, what: str, waited_s: float) -> None:
         self._gate.blocked[what] += waited_s
@@ -266,13 +266,13 @@ class Lane:
         if not self._still_fits(waiter):
             return
         self._paced_until = max(self._paced_until, self._clock() - CATCH_UP_S) + 1 / self._pace.per_s
-        self._waiting.take(waiter, self)
-        # Where it has to wait in order to pay, the slot that it was offered is for who can go first.
-        waits = asyncio.get_running_loop().call_soon(self._gate.decline, self)
         paid: list[str] = []
         entered = False
-        with anyio.CancelScope() as scope:
-            self._serving = scope
+        scope = self._serving = anyio.CancelScope()
+        with scope:
+            self._waiting.take(waiter, self)
+            # Where it has to wait in order to pay, the slot that it was offered is for who can go first.
+            waits = asyncio.get_running_loop().call_soon(self._gate.decline, self)
             try:
                 await self._pay(waiter.need, paid)
                 self.limited_s += await self._gate.enter(waiter.need.tokens)
@@ -326,7 +326,7 @@ class Lane:
 
     # ── What keeps it ────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _hindrance(self) -> tuple[str | None, float]:
+    def _hindrance(self, need: Need) -> tuple[str | None, float]:
         """What has to be waited for before anybody is taken, and for how long at most; None if nothing has."""
         now = self._clock()
         if now < self.cool_until:
@@ -339,16 +339,18 @@ class Lane:
             return "concurrency", wait_s
         if self._pace.per_s < math.inf and now < self._paced_until:
             return ("slow start" if self._pace.searching else "server"), self._paced_until - now
+        what, wait_s = self.limits.used_up(need)
+        if what is not None:
+            return what, wait_s
         return (None, 0.0) if self._gate.open_to(self) else ("slot", math.inf)
 
     def _first_wait_s(self, now_s: float) -> float:
         unknown = not self._answered and not self._knows_requests
         return self._first_s + FIRST_WAIT_S - now_s if unknown and self.in_flight >= FIRST_STREAMS else 0.0
 
-    @property
-    def ready(self) -> bool:
-        """Whether it could take somebody at once."""
-        return self._serving is None and not self.endpoint.disabled and self._hindrance()[0] is None
+    def ready_for(self, need: Need) -> bool:
+        """Whether it could take such an attempt at once."""
+        return self._serving is None and not self.endpoint.disabled and self._hindrance(need)[0] is None
 
     @property
     def away(self) -> bool:

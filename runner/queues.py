@@ -42,6 +42,8 @@ class Waiter:
     """How long the heads of each lane had waited for limits when it came."""
     lane: Lane | None = None
     """The lane that is at work on it."""
+    taken_s: float = math.inf
+    """Since when."""
 
 
 @dataclass(slots=True, eq=False)
@@ -108,7 +110,7 @@ class Queues:
 
     def put_back(self, waiter: Waiter) -> None:
         """An attempt that was taken and couldn't be served: back to its place."""
-        waiter.lane = None
+        waiter.lane, waiter.taken_s = None, math.inf
         waiters = waiter.queue.waiters
         place = next((i for i, other in enumerate(waiters) if other.nth > waiter.nth), len(waiters))
         waiters.insert(place, waiter)
@@ -117,7 +119,7 @@ class Queues:
     def reroute(self, waiter: Waiter, lane: Lane, refusal: NeverFits) -> None:
         """The head of a queue doesn't fit in one of its lanes any more: it is for the others, if there are any."""
         waiter.queue.waiters.popleft()
-        others = tuple(other for other in waiter.queue.lanes if other is not lane)
+        others = tuple(other for other in waiter.queue.lanes if other is not lane and not other.endpoint.disabled)
         if not others:
             waiter.turn.set_exception(refusal)
             return
@@ -125,10 +127,14 @@ class Queues:
         self.put_back(waiter)
 
     def take(self, waiter: Waiter, lane: Lane) -> None:
-        """The lane takes the head of a queue; whoever is best suited for the next one is woken."""
+        """The lane takes the head of a queue; whoever is best suited for the next one is woken.
+
+        So are those who left another of its queues to it.
+        """
         waiter.queue.waiters.popleft()
-        waiter.lane = lane
-        self.stir(waiter.queue)
+        waiter.lane, waiter.taken_s = lane, self._clock()
+        for queue in lane.queues:
+            self.stir(queue)
 
     def first_for(self, lane: Lane) -> tuple[Waiter | None, float]:
         """The oldest attempt that the lane may take; where there is none, the seconds until there is one."""
@@ -152,7 +158,8 @@ class Queues:
         return min(ready, key=lambda lane: (lane is waiter.avoided, lane.load, lane.endpoint.admitted))
 
     def _could(self, lane: Lane, queue: Queue) -> bool:
-        return lane.ready and queue.opens_in(lane, self._clock()) <= 0
+        head = queue.head
+        return head is not None and lane.ready_for(head.need) and queue.opens_in(lane, self._clock()) <= 0
 
     def stir(self, queue: Queue) -> None:
         """There is somebody at the head of a queue, or somebody else: wakes the lane that should look at it.
@@ -169,11 +176,12 @@ class Queues:
             return
         self.best_for(head, ready[0]).wake()
 
-    def pass_on(self, waiter: Waiter, lane: Lane) -> None:
-        """The lane can't take the first in line now: wakes one that can."""
-        ready = [other for other in waiter.queue.lanes if other is not lane and self._could(other, waiter.queue)]
-        if ready:
-            self.best_for(waiter, ready[0]).wake()
+    def pass_on(self, lane: Lane) -> None:
+        """The lane can't take anybody now: wakes those that can."""
+        for queue in lane.queues:
+            ready = [other for other in queue.lanes if other is not lane and self._could(other, queue)]
+            if ready and queue.head is not None:
+                self.best_for(queue.head, ready[0]).wake()
 
     def stir_all(self, lane: Lane) -> None:
         """A lane's state changed: what it leaves alone is for the others, and the other way round."""
@@ -190,6 +198,7 @@ class Queues:
 
     @property
     def one_is_idle(self) -> bool:
-        """Whether some have waiting attempts while others, known from before, have none."""
-        lengths = [queue.head is None for queue in self._queues.values()]
-        return any(lengths) and not all(lengths)
+        """Whether some lanes have waiting attempts while others, known from before, have none."""
+        known = {lane for queue in self._queues.values() for lane in queue.lanes if not lane.endpoint.disabled}
+        wanted = {lane for queue in self._queues.values() if queue.head is not None for lane in queue.lanes}
+        return bool(wanted) and not known <= wanted

@@ -107,7 +107,7 @@ class Printed(Protocol):
 def print_table(summary: dict[str, Any], stream: Printed) -> None:
     """The end of a run for a person: what came of it, what it cost, what to do next."""
     for name, value in _rows(summary):
-        stream.write(f"{name:<14}{value}\n")
+        stream.write(f"{name:<13} {value}\n")
     stream.flush()
 
 
