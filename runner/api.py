@@ -40,7 +40,7 @@ from runner.pipeline import Pipeline
 from runner.plan import Plan
 from runner.primers import Primers
 from runner.progress import Echo, live_view
-from runner.recovery import RESULTS
+from runner.recovery import RESULTS, Recovered
 from runner.redact import Redactor
 from runner.reservation import Reservation
 from runner.settings import EndpointSettings, Settings
@@ -220,7 +220,10 @@ class _Run:
         current = manifest.new(described, settings, urls, self._seed, self._simulated)
         folder.write_manifest(self._bench.redactor.redact_json(current))
         self._announce()
-        pipeline = Pipeline(self._bench, self._drain, self._plan.paths, folder.done, handle_signals=handle_signals)
+        paths = self._plan.paths
+        if folder.complete:  # nothing is left to read
+            paths, self._metrics.resumed = (), len(folder.done)
+        pipeline = Pipeline(self._bench, self._drain, paths, folder.done, handle_signals=handle_signals)
         echoing = settings.echo and sys.stdout.isatty() and sys.stderr.isatty()
         try:
             async with live_view(settings.progress, self._snapshot, sys.stderr, echoing=echoing) as say:
@@ -250,7 +253,7 @@ class _Run:
 
     async def _conclude(self) -> Result:
         """summary.json and the table, from the records in the folder."""
-        made = await anyio.to_thread.run_sync(_summarize, self._folder.path / RESULTS)
+        made = await anyio.to_thread.run_sync(_summarize, self._folder.path / RESULTS, self._folder.recovered)
         reason = self._drain.reason
         if reason is not None and reason.exit_code == 4 and self._remaining(made) == 0:
             reason = None  # it came with the last job: there was nothing left to stop
@@ -341,10 +344,14 @@ def _with_model(settings: Settings) -> Settings:
     return settings.model_copy(update={"model": "synthetic-1"})
 
 
-def _summarize(path: Path) -> dict[str, Any]:
+def _summarize(path: Path, recovered: Recovered | None = None) -> dict[str, Any]:
+    """Of the whole file, or of what it held when the run began and the records behind that."""
     with output_errors(path), path.open("rb") as lines:
         try:
-            return summary.summarize(lines)
+            if recovered is None:
+                return summary.summarize(lines)
+            lines.seek(recovered.size_bytes)
+            return summary.summarize(lines, recovered.totals)
         except ValueError as error:
             raise DamagedOutputError(f"{path}: {error}: the next run repairs what a crash left") from None
 

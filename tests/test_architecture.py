@@ -38,7 +38,9 @@ PURE = (
     "sketch",
     "sse",
     "tickets",
+    "totals",
     "wire",
+    "written",
 )
 """No clock, no socket, no file, no loop: bytes and values in, values out."""
 IMPURE = {
