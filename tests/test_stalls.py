@@ -150,7 +150,7 @@ def test_who_fits_at_no_endpoint_that_is_left_is_told():
             for ticket in tickets:
                 admission.release(ticket)
             with anyio.move_on_after(3600) as waiting:
-                while not world.ended:
+                while not world.ended:  # noqa: ASYNC110 - virtual time
                     await anyio.sleep(1)
             assert not waiting.cancelled_caught
 
