@@ -21,7 +21,7 @@ SCRIPTS = ROOT / "scripts"
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(SCRIPTS))
-    import _bench
+    import _bench  # type: ignore[import-not-found]
 
     return _bench
 
@@ -29,7 +29,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(SCRIPTS))
-    import _bench_server
+    import _bench_server  # type: ignore[import-not-found]
 
     return _bench_server
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -52,7 +53,7 @@ def test_no_slot_of_the_run_is_kept_for_a_model_whose_endpoint_is_full():
     async def body(world: Field) -> None:
         async with anyio.create_task_group() as tasks:
             for model, hold_s in (("z", 1.0), ("z", 2.0), ("x", 100.0), ("y", 1.0), *[("z", 1.0)] * 5):
-                tasks.start_soon(lambda m=model, s=hold_s: world.job(model=m, hold_s=s))
+                tasks.start_soon(partial(world.job, model=model, hold_s=hold_s))
                 await anyio.sleep(0.01)
 
     world = play(body, slots=2, a={"slots": 1, "models": ["x", "y"]}, b={"models": ["z"]})
@@ -127,7 +128,7 @@ def test_a_long_payment_at_one_endpoint_does_not_hold_up_other_models_that_anoth
             tasks.start_soon(lambda: world.job(50_000, model="only a"))
             await anyio.sleep(0.1)
             for model in models:
-                tasks.start_soon(lambda m=model: world.job(10, model=m))
+                tasks.start_soon(partial(world.job, 10, model=model))
 
     world = play(body, a={"tpm": 60_000, "models": ["only a", *models]}, b={"models": ["only b", *models]})
     assert max(sent.waited_s for sent in world.sent if sent.model in models) < 1

@@ -24,5 +24,6 @@ def test_what_is_not_limited_stays_so():
 def test_an_endpoint_keeps_at_least_one_stream_a_process(concurrency):
     endpoint = EndpointSettings(name="a", rpm=40, concurrency=concurrency, limits={"*": ModelLimits(tpm=800)})
     (found,) = divided(Settings(endpoints=(endpoint,)), 4).endpoints
+    assert found.limits is not None
     assert (found.rpm, found.limits["*"].tpm) == (10, 200)
     assert found.concurrency == max(1, concurrency // 4)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import anyio
 import pytest
 
@@ -18,7 +20,8 @@ PROMPTS = Workload(supply())
 
 
 def level(kind="closed", value=2.0, **changes):
-    return LevelSpec(kind, value, "x", **({"arrivals": "constant", "max_in_flight": 100} | changes))
+    defaults: dict[str, Any] = {"arrivals": "constant", "max_in_flight": 100}
+    return LevelSpec(kind, value, "x", **(defaults | changes))
 
 
 def sent(server, spec, workload=PROMPTS, part=Part(), during=None):  # noqa: B008 - immutable

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import orjson
 import pytest
@@ -12,7 +13,8 @@ from runner.load.spec import MIN_GAP_S, LevelSpec, describe_arrival
 
 
 def level(kind="open", value=10.0, **changes):
-    return LevelSpec(kind, value, "x", **({"arrivals": "constant", "max_in_flight": 10} | changes))
+    defaults: dict[str, Any] = {"arrivals": "constant", "max_in_flight": 10}
+    return LevelSpec(kind, value, "x", **(defaults | changes))
 
 
 def times(spec, trace=None):

@@ -17,6 +17,7 @@ from tests.simulator.simulator_client import FAST, FLAT_TOOLS, Clock, post, sdk
 PACED = replace(FAST, ttft_s=0.02, tokens_per_s=400.0)
 BODY = {"model": "m", "input": "a question", "background": True}
 STREAMED = BODY | {"stream": True}
+NEVER = {"ttft_s": 3_600.0}
 FINISHED = ("response.completed", "response.failed", "response.incomplete")
 
 
@@ -98,7 +99,8 @@ async def test_what_is_not_streamed_is_queued_then_in_progress_then_there():
     async with running_app(PACED) as url:
         first = orjson.loads((await post(url, "/responses", BODY)).body)
         assert (first["status"], first["background"], first["output"], first["usage"]) == ("queued", True, [], None)
-        assert orjson.loads((await get(url, first["id"]))[1])["status"] == "in_progress"
+        slow = orjson.loads((await post(url, "/responses", {**BODY, "input": "slow", "simulate": NEVER})).body)
+        assert orjson.loads((await get(url, slow["id"]))[1])["status"] == "in_progress"
         state = await until_finished(url, first["id"])
         assert state["output"][0]["content"][0]["text"] == expected_text(BODY)
         status, refusal = await get(url, first["id"], stream="true")
@@ -126,7 +128,7 @@ async def test_the_apis_own_client_goes_on_and_cancels():
         assert seen[-1].type == "response.completed"
         with pytest.raises(openai.BadRequestError, match="completed"):
             await client.responses.cancel(name)
-        slow = await client.responses.create(model="m", input="y", background=True)
+        slow = await client.responses.create(model="m", input="y", background=True, extra_body={"simulate": NEVER})
         assert (await client.responses.cancel(slow.id)).status == "cancelled"
         assert (await client.responses.retrieve(slow.id)).status == "cancelled"
         with pytest.raises(openai.NotFoundError):
@@ -135,7 +137,7 @@ async def test_the_apis_own_client_goes_on_and_cancels():
 
 async def test_a_cancelled_stream_ends_where_it_is():
     async with running_app(replace(FAST, tokens_per_s=20.0)) as url, aiohttp.ClientSession() as session:
-        async with session.post(f"{url}/responses", json=STREAMED) as answer:
+        async with session.post(f"{url}/responses", json=rehearse(tokens=1_000)) as answer:
             first = await answer.content.readuntil(b"\n\n")
             name = events_of(first)[0]["response"]["id"]
             await (await session.post(f"{url}/responses/{name}/cancel")).read()
