@@ -173,6 +173,7 @@ class _Reader:
         self._size = 0
         self._untaken = b""  # of the last block: what waits for the disk
         self._now_ns = 0  # when that block arrived
+        self._behind = False  # the disk is
         self._over = self._stopped = False  # nothing more is wanted; …because the job said so
         self._chars = begun.chars
         self._sent_ns = time.monotonic_ns()
@@ -231,7 +232,7 @@ class _Reader:
         more = True
         while more and not self._over:
             more = await pour(body, self._take)
-            while not self._over and not self._sink.has_room:
+            while self._behind:
                 with self._watch.suspended():
                     await self._sink.room()
                 self._take_slices()
@@ -253,6 +254,7 @@ class _Reader:
         """Bit by bit where it is much."""
         answer, decoder = self._answer, self._decoder
         assert answer is not None
+        self._behind = False
         while block := self._untaken[:SLICE_BYTES]:
             self._untaken = self._untaken[SLICE_BYTES:]
             self._over = self._take_block(answer, block)
@@ -260,7 +262,8 @@ class _Reader:
                 return True
             _bound(self._answers, answer.held)
             _bound(self._reading, decoder.held)
-            if not self._sink.has_room:
+            self._behind = not self._sink.has_room
+            if self._behind:
                 return True
         return False
 
