@@ -19,7 +19,7 @@ from anyio.abc import TaskGroup
 from runner.buckets import Bucket
 from runner.concurrency import Concurrency
 from runner.endpoints import Endpoint, favourite
-from runner.faults import Fault
+from runner.faults import Fault, FaultKind
 from runner.gate import Gate
 from runner.lanes import Lane
 from runner.limits import MAX_LANES
@@ -86,11 +86,18 @@ class Admission:
     # ── For workers ──────────────────────────────────────────────────────────────────────────────────────────────
 
     async def acquire(
-        self, model: str | None, need: Need, *, key: str | None = None, avoid: Endpoint | None = None
+        self,
+        model: str | None,
+        need: Need,
+        *,
+        key: str | None = None,
+        avoid: Endpoint | None = None,
+        only: str | None = None,
     ) -> Ticket:
         """Waits for this attempt's turn. `key`: attempts with the same one go to the same endpoint, if it can be.
 
-        `avoid` is where the attempt before failed: another is taken, if one is as free.
+        `avoid` is where the attempt before failed: another is taken, if one is as free. `only` names the one endpoint
+        that can serve it.
 
         Raises:
             NeverFits: it needs more than a whole window's allowance.
@@ -100,7 +107,7 @@ class Admission:
         """
         if self._ended.is_set():
             raise AdmissionClosed
-        lanes, need = _fitting(self._usable(model), need)
+        lanes, need = _fitting(self._serving(model, only), need)
         waiter = self._queues.put(need, lanes, _preferred(lanes, key), _lane_of(lanes, avoid))
         self._waiting.add(waiter)
         try:
@@ -210,6 +217,16 @@ class Admission:
         if not usable:
             raise AllDisabled(next(lane.endpoint.fault for lane in reversed(route) if lane.endpoint.fault is not None))
         return usable
+
+    def _serving(self, model: str | None, only: str | None) -> tuple[Lane, ...]:
+        """The same, of one endpoint where only that will do."""
+        usable = self._usable(model)
+        if only is None or len(self._endpoints) == 1:
+            return usable
+        found = tuple(lane for lane in usable if lane.endpoint.name == only)
+        if not found:
+            raise AllDisabled(Fault(FaultKind.NOT_SERVED, f"{only} can't be used any more"))
+        return found
 
     def _lane(self, endpoint: Endpoint, model: str | None) -> Lane:
         name, limits = limits_of(model, endpoint.limits)

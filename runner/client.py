@@ -117,7 +117,7 @@ def _options(path: str, stream: bool) -> FinalRequestOptions:
 def _open_transport(kind: TransportKind, *, trust_env: bool, proxy: str | None) -> Any:
     if kind == "aiohttp":
         return Transport(trust_env=trust_env, proxy=proxy)
-    from runner.native import Transport as NativeTransport  # only where it is asked for: its parser is C
+    from runner.native import Transport as NativeTransport  # only where it is used: its parser is C
 
     return NativeTransport(trust_env=trust_env, proxy=proxy)
 
@@ -148,7 +148,7 @@ class Client:
         api_key: str,
         trust_env: bool = True,
         api_version: str | None = None,
-        transport: TransportKind = "aiohttp",
+        transport: TransportKind = "native",
     ) -> None:
         proxy = environment_proxy(base_url) if trust_env else None
         wire = _open_transport(transport, trust_env=trust_env, proxy=proxy)

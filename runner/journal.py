@@ -71,6 +71,7 @@ class Journal:
         self._writing_bytes = 0  # deltas that a thread is writing now
         self._next_s = 0.0  # the earliest time of the next group of records
         self._closing = False
+        self._hurried = False
         self._error: OutputError | None = None
         self._wake = anyio.Event()
         self._room = anyio.Event()
@@ -103,6 +104,11 @@ class Journal:
             self._wake.set()
         self._lines.append(line)
         self._line_bytes += len(line)
+
+    def hurry(self) -> None:
+        """What was handed over is written now: the name of something that is paid for, say."""
+        self._hurried = True
+        self._wake.set()
 
     @property
     def has_room(self) -> bool:
@@ -180,7 +186,9 @@ class Journal:
     async def _gather(self) -> None:
         """Waits for something to write: a record goes as soon as a group may, deltas wait for company."""
         flush_s: float | None = None
-        while not (self._closing or self._line_bytes > _FLUSH_BYTES or len(self._records) >= self._group):
+        while not (
+            self._closing or self._hurried or self._line_bytes > _FLUSH_BYTES or len(self._records) >= self._group
+        ):
             now_s, due_s = anyio.current_time(), math.inf
             if self._lines:
                 flush_s = due_s = now_s + DELTA_FLUSH_S if flush_s is None else flush_s
@@ -194,6 +202,7 @@ class Journal:
 
     async def _commit(self, results: AppendFile, deltas: AppendFile | None) -> None:
         """One group: takes what is there, writes it in a thread, wakes those who waited for it."""
+        self._hurried = False
         lines, self._lines = self._lines, []
         self._writing_bytes, self._line_bytes = self._line_bytes, 0
         group = [self._records.popleft() for _ in range(min(len(self._records), self._group))]

@@ -31,7 +31,7 @@ from runner.faults import Fault, FaultKind
 from runner.jobs import Job
 from runner.outcome import Completed, Failed, Outcome, Usage
 from runner.retries import BACKOFF_BASE_S, AttemptFailed
-from runner.tickets import AdmissionClosed, AllDisabled, Need, Ticket
+from runner.tickets import AllDisabled, Need, Ticket
 from runner.worker import Bench, JobRun
 
 POLL_FIRST_S: Final = 2.0
@@ -140,29 +140,10 @@ class BackgroundRun(JobRun):
             return await bench.admission.acquire(self._history.model, Need(0, 0))
         if known is not None:
             try:
-                return await self._turn_at(known.endpoint)
+                return await bench.admission.acquire(self._history.model, Need(0, 0), only=known.endpoint)
             except AllDisabled:
                 self._known = None  # nobody can ask for it any more
         return await super()._acquire()
-
-    async def _turn_at(self, endpoint: str) -> Ticket:
-        """Waits for the turn of a request that only one endpoint can serve."""
-        admission = self._bench.admission
-        if admission._ended.is_set():  # noqa: SLF001
-            raise AdmissionClosed
-        usable = admission._usable(self._history.model)  # noqa: SLF001
-        lanes = tuple(lane for lane in usable if lane.endpoint.name == endpoint)
-        if not lanes:
-            raise AllDisabled(Fault(FaultKind.NOT_SERVED, f"{endpoint} can't be used any more"))
-        waiter = admission._queues.put(Need(0, 0), lanes, None, None)  # noqa: SLF001
-        admission._waiting.add(waiter)  # noqa: SLF001
-        try:
-            return await waiter.turn
-        except anyio.get_cancelled_exc_class():
-            admission._give_up(waiter)  # noqa: SLF001
-            raise
-        finally:
-            admission._waiting.discard(waiter)  # noqa: SLF001
 
     def _admitted(self, ticket: Ticket) -> None:
         history = self._history
@@ -265,6 +246,7 @@ class BackgroundRun(JobRun):
         self._head = head.removesuffix(b'"seq":') + marks(self._job, endpoint) + b'"seq":'
         super().delta(delta, t_s)
         self._head = head
+        self._bench.journal.hurry()
 
     def _record(self, outcome: Outcome) -> dict[str, Any]:
         record = super()._record(outcome)

@@ -175,8 +175,8 @@ class Settings(BaseSettings):
     """Name of the environment variable that holds the key. The key itself is never an option."""
     model: str | None = Field(default=None, min_length=1)
     """For lines that name none."""
-    transport: TransportKind = "aiohttp"
-    """What sends the requests, under AsyncOpenAI."""
+    transport: TransportKind = "native"
+    """What sends the requests, under AsyncOpenAI: our own protocols on llhttp, or aiohttp, which takes more CPU."""
     concurrency: int | Literal["auto"] = "auto"
     """Streams at once."""
     rpm: Rate | None = None

@@ -58,6 +58,9 @@ class ListJournal:
     def delta(self, line: bytes) -> None:
         self.deltas.append(orjson.loads(line))
 
+    def hurry(self) -> None:
+        pass
+
     has_room: ClassVar[bool] = True
 
     async def room(self) -> None:

@@ -74,15 +74,7 @@ async def _level(crew: Alone, spec: LevelSpec, zero_s: float) -> None:
         tasks.start_soon(_report, crew)
         measured = await crew.run(spec, zero_s)
         tasks.cancel_scope.cancel()
-    statistics, duration_s, complete = measured
-    _say(
-        {
-            "measured": statistics.to_dict(),
-            "duration_s": duration_s,
-            "complete": complete,
-            "reason": crew.reason,
-        }
-    )
+    _say({**measured._asdict(), "statistics": measured.statistics.to_dict(), "reason": crew.reason})
 
 
 async def _report(crew: Alone) -> None:

@@ -52,6 +52,8 @@ class Measured(NamedTuple):
     statistics: LevelStatistics
     duration_s: float
     complete: bool
+    numbers: int
+    """How many numbers of requests it used up; with several processes some may have been left out."""
 
 
 class Crew(Protocol):
@@ -93,7 +95,7 @@ class Alone:
         if self._stopped or self._engine.drain.asked:
             sender.stop()
         await sender.run()
-        return Measured(sender.statistics, max(0.0, sender.now_s), sender.complete)
+        return Measured(sender.statistics, max(0.0, sender.now_s), sender.complete, sender.numbers)
 
     def stop(self) -> None:
         """Sends nothing more."""

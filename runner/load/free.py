@@ -28,13 +28,19 @@ class FreeAdmission(Admission):
         await self._ended.wait()
 
     async def acquire(
-        self, model: str | None, need: Need, *, key: str | None = None, avoid: Endpoint | None = None
+        self,
+        model: str | None,
+        need: Need,
+        *,
+        key: str | None = None,
+        avoid: Endpoint | None = None,
+        only: str | None = None,
     ) -> Ticket:
         """See `Admission`; NeverFits isn't raised."""
         del key, avoid
         if self._ended.is_set():
             raise AdmissionClosed
-        lanes = self._usable(model)
+        lanes = self._serving(model, only)
         lane = lanes[next(self._turn) % len(lanes)]
         return Ticket(need, lane, 0.0, time.monotonic(), 0, 0)
 

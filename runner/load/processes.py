@@ -100,13 +100,19 @@ class Processes:
         whole = spec.statistics(self._slo)
         for part in parts:
             whole.merge(part.statistics)
-        return Measured(whole, max(part.duration_s for part in parts), all(part.complete for part in parts))
+        return Measured(
+            whole,
+            duration_s=max(part.duration_s for part in parts),
+            complete=all(part.complete for part in parts),
+            numbers=max(part.numbers for part in parts),
+        )
 
     async def _wait(self, index: int, child: Process, parts: list[Measured]) -> None:
-        said = await self._heard(index, child, "measured")
-        if said["reason"] is not None and self.reason is None:
-            self.reason = Reason(*said["reason"])
-        parts.append(Measured(LevelStatistics.from_dict(said["measured"]), said["duration_s"], said["complete"]))
+        said = await self._heard(index, child, "statistics")
+        reason = said.pop("reason")
+        if reason is not None and self.reason is None:
+            self.reason = Reason(*reason)
+        parts.append(Measured(**{**said, "statistics": LevelStatistics.from_dict(said["statistics"])}))
 
     async def _heard(self, index: int, child: Process, key: str) -> dict[str, Any]:
         """The next message of a kind; what is said of the level meanwhile is taken in."""

@@ -268,7 +268,7 @@ class _Test:
             self._spec = None
         gauges = None if scraper is None else scraper.recorder.summary()
         level = assemble.level_of(spec, measured, started_s, gauges)
-        self._next += measured.statistics.counts["offered"]
+        self._next += measured.numbers
         if measured.complete:
             self._levels.append(level)
         else:

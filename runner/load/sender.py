@@ -99,6 +99,8 @@ class Sender:
         self._part = part
         self._zero_s = zero_s
         self._taken = 0
+        self.numbers = 0
+        """One more than the highest number that was begun."""
         self._about = {"level": spec.label, "repeat": spec.repeat}
         self._stopped = anyio.Event()
         self._sending = anyio.CancelScope()
@@ -164,7 +166,8 @@ class Sender:
 
     async def _lane(self) -> None:
         while not self._stopped.is_set():
-            number = self._part.number + self._taken * self._part.of
+            # A process without a lane must not keep numbers to itself.
+            number = self._part.number + self._taken * min(self._part.of, int(self._spec.value))
             if self._spec.is_over(number, self.now_s):
                 return
             self._taken += 1
@@ -190,6 +193,7 @@ class Sender:
     # ── Both ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _begin(self, number: int) -> _Begun:
+        self.numbers = max(self.numbers, number + 1)
         k = self._spec.first + number
         supply, conversations = self._workload.supply, self._workload.conversations
         if conversations is None:

@@ -6,7 +6,7 @@ another request, or close.
 - What comes while no answer is owed (a late byte, a second response, the server's goodbye) closes the connection.
 - A request of up to `SMALL_BODY_BYTES` is one write. A larger one goes in slices, as fast as the socket takes them; the
   answer may overtake it. After an answer that is no success the rest isn't sent, and the connection isn't used again.
-- Reading stops while `READ_BLOCK_BYTES` wait to be read, so that one answer holds that and one read more.
+- Reading stops while `SOCKET_BLOCK_BYTES` wait to be read, so that one answer holds that and one read more.
 - Framing is llhttp's, with none of its leniencies: two lengths, a length beside chunks, and a bare CR are errors.
 """
 
@@ -20,7 +20,7 @@ from typing import Final, Protocol, cast
 import httptools
 import httpx2
 
-from runner.limits import KIB, READ_BLOCK_BYTES
+from runner.limits import KIB, SOCKET_BLOCK_BYTES
 from runner.native.body import Body
 
 MAX_HEAD_BYTES: Final = 64 * KIB
@@ -200,7 +200,7 @@ class Connection(asyncio.BufferedProtocol):
         elif self._unframed > MAX_HEAD_BYTES:
             self._fail(body, httpx2.RemoteProtocolError(f"more than {MAX_HEAD_BYTES} bytes of headers"))
             return
-        elif body.size > READ_BLOCK_BYTES and not self._paused:
+        elif body.size > SOCKET_BLOCK_BYTES and not self._paused:
             self._paused = True
             cast("asyncio.Transport", self._transport).pause_reading()
         body.wake()

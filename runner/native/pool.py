@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-from runner.limits import KEEPALIVE_S, READ_BLOCK_BYTES
+from runner.limits import KEEPALIVE_S, SOCKET_BLOCK_BYTES
 from runner.native.connection import Connection
 
 _CLOSING_ROUNDS: Final = 100
@@ -25,7 +25,7 @@ class Pool:
         self._open: set[Connection] = set()
         self._reaper: asyncio.TimerHandle | None = None
         self._closed = False
-        self._buffer = memoryview(bytearray(READ_BLOCK_BYTES))
+        self._buffer = memoryview(bytearray(SOCKET_BLOCK_BYTES))
 
     @property
     def buffer(self) -> memoryview:

@@ -105,11 +105,20 @@ def test_processes_share_a_level_without_sending_anything_twice_or_not_at_all(ki
     assert sorted(names, key=lambda name: int(name[10:])) == [f"synthetic#{k}" for k in range(10)]
 
 
-def test_processes_without_a_lane_of_their_own_send_nothing():
-    server = Server()
-    sender = sent(server, level(value=1, requests=10), part=Part(1, 2))
-    assert not server.sent
-    assert sender.complete
+def test_where_there_are_fewer_lanes_than_processes_everything_is_sent_all_the_same():
+    servers = [Server(), Server(), Server()]
+    for index, server in enumerate(servers):
+        assert sent(server, level(value=2, requests=7), part=Part(index, 3)).complete
+    names = [name for server in servers for _, name in server.sent]
+    assert sorted(names) == [f"synthetic#{k}" for k in range(7)]
+    assert not servers[2].sent
+
+
+def test_numbers_that_are_used_up_are_told_even_where_some_between_them_were_not():
+    fast = Server(lambda number: 0.5)
+    sender = sent(fast, level(value=2, duration_s=4.9), part=Part(1, 2))
+    assert fast.sent[-1][1] == f"synthetic#{sender.numbers - 1}"
+    assert sender.statistics.counts["offered"] == sender.numbers / 2
 
 
 def test_after_stop_nothing_is_sent_and_what_is_on_its_way_is_waited_for():

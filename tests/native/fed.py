@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import httpx2
 
-from runner.limits import READ_BLOCK_BYTES
+from runner.limits import SOCKET_BLOCK_BYTES
 from runner.native.body import Body
 from runner.native.connection import Connection
 from tests.native.servers import turns
@@ -49,7 +49,7 @@ class Wire:
     def __init__(self) -> None:
         self._ours, self._theirs = socket.socketpair()
         self.free = False
-        self.buffer = memoryview(bytearray(READ_BLOCK_BYTES))
+        self.buffer = memoryview(bytearray(SOCKET_BLOCK_BYTES))
         self.transport = FakeTransport(self._ours)
         self.connection = Connection(cast("Any", self), "key")
         self.connection.connection_made(self.transport)
@@ -65,8 +65,8 @@ class Wire:
 
     def feed(self, data: bytes) -> None:
         """What a loop does with bytes that arrive."""
-        for start in range(0, len(data), READ_BLOCK_BYTES):
-            piece = data[start : start + READ_BLOCK_BYTES]
+        for start in range(0, len(data), SOCKET_BLOCK_BYTES):
+            piece = data[start : start + SOCKET_BLOCK_BYTES]
             self.connection.get_buffer(-1)[: len(piece)] = piece
             self.connection.buffer_updated(len(piece))
 

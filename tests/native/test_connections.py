@@ -10,7 +10,7 @@ from unittest import mock
 import httpx2
 import pytest
 
-from runner.limits import KEEPALIVE_S, MIB, READ_BLOCK_BYTES
+from runner.limits import KEEPALIVE_S, MIB, SOCKET_BLOCK_BYTES
 from runner.native import Transport
 from runner.native.connection import SMALL_BODY_BYTES
 from runner.testing.virtual_time import run_virtual
@@ -269,13 +269,13 @@ async def test_a_reader_that_lags_stops_the_socket_and_starts_it_again():
     wire = Wire()
     asked = asyncio.ensure_future(wire.connection.exchange(b"", b"", 0))
     await turns()
-    wire.feed(head(f"content-length: {READ_BLOCK_BYTES + 10}"))
+    wire.feed(head(f"content-length: {SOCKET_BLOCK_BYTES + 10}"))
     body = await asked
     paused = []
-    for piece in (bytes(READ_BLOCK_BYTES), b"1"):
+    for piece in (bytes(SOCKET_BLOCK_BYTES), b"1"):
         wire.feed(piece)
         paused.append(wire.transport.paused)
-    assert len(await body.read()) == READ_BLOCK_BYTES + 1
+    assert len(await body.read()) == SOCKET_BLOCK_BYTES + 1
     paused.append(wire.transport.paused)
     assert paused == [False, True, False]
     wire.close()
@@ -293,11 +293,11 @@ async def test_an_unread_flood_stays_with_the_server():
         response = await transport.handle_async_request(request(server.url))
         body = response.extensions[BODY]
         await turns(200)
-        assert READ_BLOCK_BYTES < body.size <= 2 * READ_BLOCK_BYTES
+        assert SOCKET_BLOCK_BYTES < body.size <= 2 * SOCKET_BLOCK_BYTES
         size = 0
         while block := await body.read():
             size += len(block)
-            assert len(block) <= 2 * READ_BLOCK_BYTES
+            assert len(block) <= 2 * SOCKET_BLOCK_BYTES
         assert size == len(flood)
         assert await fetch(transport, server.url) == (200, flood)
         assert server.connections == 1
