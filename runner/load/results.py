@@ -262,6 +262,12 @@ class Search(Part):
 
     slo: Any = None
     best: Figure = None
+    goal: Figure = None
+    """The share of the requests that must keep the objectives."""
+    limited_by: str | None = None
+    agreed: bool = True
+    """Whether the tries agree: more load was never kept where less was missed."""
+    reason: str = ""
     tried: tuple[Tried, ...] = ()
 
 
