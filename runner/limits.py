@@ -113,9 +113,9 @@ BYTES_PER_VECTOR: Final = 128 * KIB
 ANSWER_SLACK_BYTES: Final = 1 * MIB
 """What any answer may have beyond its tokens: fields of the server's own, and reasoning, which some servers don't count
 as output (32 k tokens)."""
-ANSWER_SHARE_TOKENS: Final = 48 * 1024
-"""Of an answer, what always has room: at 16 bytes a token 768 KiB, about 160,000 tokens of English. 32 endless streams
-of jobs that name no maximum hold 24 MiB."""
+ANSWER_SHARE_TOKENS: Final = 32 * 1024
+"""Of an answer, what always has room: at 16 bytes a token 512 KiB, about 110,000 tokens of English. 32 endless streams
+of jobs that name no maximum hold 16 MiB."""
 MIN_ROOM_BYTES: Final = 12 * MIB
 """What a process's answers may hold together, however few they are."""
 READING_ROOM_BYTES: Final = 20 * MIB

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from runner.limits import MAX_SSE_LINE_BYTES
+from runner.limits import MAX_SSE_LINE_BYTES, SLICE_BYTES
 
 _BOM = b"\xef\xbb\xbf"
 _CR = 13
@@ -49,12 +49,14 @@ class LineTooLong(Exception):
 class Decoder:
     """The state between two blocks: half a line, and the fields of an event that is not closed yet."""
 
-    __slots__ = ("_after_cr", "_data", "_head", "_limit", "_line", "_name")
+    __slots__ = ("_after_cr", "_blocks", "_blocks_size", "_data", "_head", "_limit", "_line", "_name")
 
     def __init__(self, limit: int = MAX_SSE_LINE_BYTES) -> None:
         self._limit = limit
         self._head: bytes | None = b""  # bytes that may begin a byte order mark; None once that is settled
-        self._line = bytearray()  # the line that has no end yet
+        self._line = bytearray()  # the end of the line that has no end yet…
+        self._blocks: list[bytes] = []  # …and what stands before: one array that grows would break up the heap
+        self._blocks_size = 0
         self._after_cr = False  # the last byte was a CR: an LF next belongs to it
         self._name = ""
         self._data: bytes | bytearray | None = None  # bytes while there is one line of it, so that it isn't copied
@@ -62,12 +64,12 @@ class Decoder:
     @property
     def pending(self) -> bool:
         """Whether bytes of an unfinished line or fields of an unclosed event are held: the stream ended inside one."""
-        return bool(self._line or self._name or self._head or self._data is not None)
+        return bool(self._line or self._blocks or self._name or self._head or self._data is not None)
 
     @property
     def held(self) -> int:
         """Bytes of what has no end yet."""
-        return len(self._line) + len(self._name) + len(self._data or b"")
+        return self._blocks_size + len(self._line) + len(self._name) + len(self._data or b"")
 
     def feed(self, data: bytes) -> list[Event]:
         """Takes the next block and returns the events that it completes.
@@ -81,7 +83,7 @@ class Decoder:
             and data.endswith(b"\n\n")
             and b"\r" not in data
             and len(data) <= self._limit
-            and not (self._after_cr or self._line or self._name or self._data is not None)
+            and not (self._after_cr or self._line or self._blocks or self._name or self._data is not None)
         ):
             parts = data[6:-2].split(b"\n\ndata: ")
             if data.count(b"\n") == 2 * len(parts):  # whole events of one line each: what nearly every read brings
@@ -98,15 +100,19 @@ class Decoder:
         last = data[-1]
         rest = b"" if last in b"\r\n" else lines.pop()
         self._after_cr = last == _CR
-        if lines and self._line:
-            self._bound(len(self._line) + len(lines[0]))
-            lines[0] = bytes(self._line + lines[0])
-            self._line = bytearray()  # not cleared: a cleared one may keep its room
+        if lines and (self._line or self._blocks):
+            self._bound(self._blocks_size + len(self._line) + len(lines[0]))
+            lines[0] = b"".join([*self._blocks, self._line, lines[0]])
+            self._line, self._blocks, self._blocks_size = bytearray(), [], 0
         if len(data) > self._limit:
             self._bound(max(map(len, lines), default=0))
         events = self._take(lines)
-        self._bound(len(self._line) + len(rest))
+        self._bound(self._blocks_size + len(self._line) + len(rest))
         self._line += rest
+        if len(self._line) >= SLICE_BYTES:
+            self._blocks.append(bytes(self._line))
+            self._blocks_size += len(self._line)
+            self._line = bytearray()
         return events
 
     def _without_bom(self, data: bytes, head: bytes) -> bytes:
@@ -152,6 +158,6 @@ class Decoder:
 
     def _bound(self, size: int) -> None:
         if size > self._limit:
-            self._line = bytearray()
+            self._line, self._blocks, self._blocks_size = bytearray(), [], 0
             self._data = None
             raise LineTooLong(self._limit)

@@ -15,6 +15,7 @@ from tests.process import ROOT, environment
 PACKAGE = ROOT / "runner"
 PURE = (
     "accumulate",
+    "announced",
     "background",
     "breaker",
     "costs",
