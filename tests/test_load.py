@@ -63,6 +63,7 @@ def test_a_record_says_of_which_level_it_is_and_when_what_happened(tmp_path):
         assert times == sorted(times)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("arrivals", ["constant", "poisson", "gamma:0.5", "ramp:5..50/1s", "step:30x0.2s,10x9s"])
 def test_every_arrival_process_sends_all_of_its_requests(tmp_path, arrivals):
     rate = () if arrivals[:4] in ("ramp", "step") else ("--rate", "30")
@@ -81,6 +82,7 @@ def test_several_processes_share_a_level_and_send_everything_once(tmp_path):
     assert not list((tmp_path / "out").glob("part-*"))
 
 
+@pytest.mark.long
 def test_the_same_seed_asks_the_same(tmp_path):
     for name in ("one", "two"):
         args = (*MADE, "--simulate", "--rate", "50", "--requests", "4", "--seed", "7", "--out", name, *QUICK)
@@ -116,6 +118,7 @@ def test_conversations_carry_what_was_said_before(tmp_path):
     assert used["synthetic#0.0"] < used["synthetic#0.1"] < used["synthetic#0.2"]
 
 
+@pytest.mark.long
 def test_a_search_finds_the_highest_value_that_keeps_the_slo(tmp_path):
     args = (*MADE, "--simulate", "--concurrency", "2", "--find-max", "e2e=1m", "--max-value", "4", "--requests", "4")
     ended = load(tmp_path, *args)
@@ -132,6 +135,7 @@ def test_repeats_give_intervals(tmp_path):
     assert summary.metrics["ttft_mean"].low <= summary.metrics["ttft_mean"].mean
 
 
+@pytest.mark.long
 def test_the_calibration_says_what_this_machine_can_time(tmp_path):
     args = (*MADE, "--simulate", "--concurrency", "1", "--requests", "2", "--out", "out", "--progress", "plain")
     ended = run("load", *args, cwd=tmp_path)
