@@ -146,12 +146,14 @@ class Gate:
 
     def open_to(self, lane: Lane) -> bool:
         """Whether a slot is free for it: one that was offered to it, or one that nobody waits for."""
-        here = lane in self._offered or (self._free_slots > 0 and not self._lanes)
-        return here and (self.outer is None or self.outer.open_to(lane))
+        return self._has_one_for(lane) and (self.outer is None or self.outer.open_to(lane))
+
+    def _has_one_for(self, lane: Lane) -> bool:
+        return lane in self._offered or (self._free_slots > 0 and not self._lanes)
 
     def when_open(self, lane: Lane) -> None:
         """Wakes the lane when a slot is free and it is its turn."""
-        if lane in self._offered or (self._free_slots > 0 and not self._lanes):
+        if self._has_one_for(lane):
             # It is the gate round this one that has none. Kept meanwhile: whoever else comes here would wait there too.
             self._offered.add(lane)
             assert self.outer is not None

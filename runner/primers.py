@@ -64,7 +64,7 @@ class Primers:
             found.begun.set()
 
     def _forget(self) -> None:
-        begun = (key for key, found in self._keys.items() if found.begun.is_set())
-        while len(self._keys) > MAX_KEYS and (oldest := next(begun, None)) is not None:
-            del self._keys[oldest]
-            begun = (key for key, found in self._keys.items() if found.begun.is_set())
+        if len(self._keys) > MAX_KEYS:
+            oldest = next((key for key, found in self._keys.items() if found.begun.is_set()), None)
+            if oldest is not None:
+                del self._keys[oldest]

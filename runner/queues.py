@@ -154,8 +154,7 @@ class Queues:
         queue = waiter.queue
         if len(queue.lanes) == 1:
             return asking
-        ready = [lane for lane in queue.lanes if lane is asking or self._could(lane, queue)]
-        return min(ready, key=lambda lane: (lane is waiter.avoided, lane.load, lane.endpoint.admitted))
+        return _best(waiter, [lane for lane in queue.lanes if lane is asking or self._could(lane, queue)])
 
     def _could(self, lane: Lane, queue: Queue) -> bool:
         head = queue.head
@@ -169,19 +168,20 @@ class Queues:
         head = queue.head
         if head is None:
             return
-        ready = [lane for lane in queue.lanes if self._could(lane, queue)]
-        if not ready:
-            for lane in queue.lanes:
-                lane.wake()
+        if len(queue.lanes) == 1:  # it looks, ready or not
+            queue.lanes[0].wake()
             return
-        self.best_for(head, ready[0]).wake()
+        ready = [lane for lane in queue.lanes if self._could(lane, queue)]
+        for lane in [_best(head, ready)] if ready else queue.lanes:
+            lane.wake()
 
     def pass_on(self, lane: Lane) -> None:
         """The lane can't take anybody now: wakes those that can."""
         for queue in lane.queues:
-            ready = [other for other in queue.lanes if other is not lane and self._could(other, queue)]
-            if ready and queue.head is not None:
-                self.best_for(queue.head, ready[0]).wake()
+            head, others = queue.head, [other for other in queue.lanes if other is not lane]
+            ready = [other for other in others if self._could(other, queue)]
+            if head is not None and ready:
+                _best(head, ready).wake()
 
     def stir_all(self, lane: Lane) -> None:
         """A lane's state changed: what it leaves alone is for the others, and the other way round."""
@@ -189,16 +189,13 @@ class Queues:
             for other in queue.lanes:
                 other.wake()
 
-    def empty(self) -> list[Waiter]:
-        """Takes everybody out."""
-        waiters = [waiter for queue in self._queues.values() for waiter in queue.waiters]
-        for queue in self._queues.values():
-            queue.waiters.clear()
-        return waiters
-
     @property
     def one_is_idle(self) -> bool:
         """Whether some lanes have waiting attempts while others, known from before, have none."""
         known = {lane for queue in self._queues.values() for lane in queue.lanes if not lane.endpoint.disabled}
         wanted = {lane for queue in self._queues.values() if queue.head is not None for lane in queue.lanes}
         return bool(wanted) and not known <= wanted
+
+
+def _best(waiter: Waiter, ready: list[Lane]) -> Lane:
+    return min(ready, key=lambda lane: (lane is waiter.avoided, lane.load, lane.endpoint.admitted))
