@@ -248,7 +248,7 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
     """The runner's cost beside each other client's, where both did the same."""
     found: list[str] = []
     for cell, of in (("paced", per_chunk), ("one-chunk", per_request)):
-        costs = {row.client: of(row) for row in rows if row.cell == cell}
+        costs = {row.client: cost for row in rows if row.cell == cell and (cost := of(row))}  # 0: too short to measure
         ours = costs.get(RUNNER)
         if ours:
             found += [f"- {cell}: {ratio(ours, cost)} {client}" for client, cost in costs.items() if client != RUNNER]

@@ -12,9 +12,13 @@ from hypothesis import HealthCheck, settings
 
 from runner.simulator import PRESETS, Profile, Simulator, simulator_process
 
-# A loaded CI machine is slow, not wrong. print_blob gives the line that replays a failure.
-settings.register_profile("runner", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
-settings.register_profile("soak", settings.get_profile("runner"), max_examples=5_000)
+# A loaded CI machine is slow, not wrong. print_blob gives the line that replays a failure. The suite takes the same
+# examples each time, since whether a change may land must not be drawn by lot; the others look for new ones.
+settings.register_profile(
+    "runner", deadline=None, print_blob=True, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("explore", settings.get_profile("runner"), derandomize=False, max_examples=1_000)
+settings.register_profile("soak", settings.get_profile("explore"), max_examples=5_000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "runner"))
 
 FAST = Profile(ttft_s=0.0, tokens_per_s=float("inf"), jitter=0.0)
