@@ -7,33 +7,25 @@ the folder and not only this run's.
 
 from __future__ import annotations
 
-import os
 import random
 import secrets
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
-from importlib.util import find_spec
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import anyio
 import anyio.to_thread
 import orjson
 
 from runner import manifest, resources, summary
-from runner.admission import Admission, AdmissionStatistics
-from runner.client import Client
-from runner.concurrency import AdaptiveConcurrency, Concurrency, FixedConcurrency
+from runner.admission import AdmissionStatistics
 from runner.drain import Drain, Reason
-from runner.endpoints import Endpoint
-from runner.errors import DamagedOutputError, RunnerError, UsageError
+from runner.errors import DamagedOutputError, UsageError, first_of_ours
 from runner.files import OsFiles, output_errors
 from runner.folder import LOG, SUMMARY, Folder, held, open_folder, write_summary
-from runner.gate import Gate
 from runner.journal import Journal
-from runner.limits import MAX_CONCURRENCY
 from runner.logs import log_to
 from runner.metrics import RunMetrics
 from runner.pipeline import Pipeline
@@ -43,11 +35,12 @@ from runner.progress import Echo, live_view
 from runner.recovery import RESULTS, Recovered
 from runner.redact import Redactor
 from runner.reservation import Reservation
-from runner.settings import EndpointSettings, Settings
+from runner.settings import Settings
 from runner.signals import hangup_ignored
 from runner.source import check_readable
-from runner.target import Target, resolve, simulated
+from runner.target import Target
 from runner.terminal import Outlet
+from runner.wiring import admission_of, clients_of, name_of, redactor_for, targets_of
 from runner.worker import Bench
 
 NOTABLE: Final = 0.02
@@ -101,7 +94,7 @@ def execute(plan: Plan) -> int:
         RunnerError: see `run`.
     """
     with hangup_ignored():
-        result = anyio.run(run_plan, plan, backend_options={"use_uvloop": find_spec("uvloop") is not None})
+        result = anyio.run(run_plan, plan, backend_options=resources.event_loop())
     return result.exit_code
 
 
@@ -114,42 +107,13 @@ async def run_plan(plan: Plan, *, handle_signals: bool = True) -> Result:
     resources.raise_descriptor_limit()
     check_readable(plan.paths)
     try:
-        async with _targets(plan) as targets:
-            redactor = Redactor([*(target.api_key for target in targets), *_secrets_of_environment()])
+        async with targets_of(plan.settings, plan.simulate) as targets:
+            redactor = redactor_for(targets)
             with held(plan) as fs, log_to(plan.out / LOG, plan.settings.log_level, redactor):
                 folder = await open_folder(fs, plan)
                 return await _Run(plan, folder, targets, redactor).run(handle_signals=handle_signals)
     except BaseExceptionGroup as group:
-        raise _first_of_ours(group) from None
-
-
-@asynccontextmanager
-async def _targets(plan: Plan) -> AsyncIterator[list[Target]]:
-    """Where to send: a simulator that is started for this run, or what the settings name."""
-    if plan.simulate is None:
-        yield resolve(plan.settings)
-        return
-    from runner.simulator.process import simulator_process  # a server's imports, which a real run can do without
-
-    async with simulator_process(plan.simulate) as simulator:
-        yield simulated(plan.settings, simulator.base_url)
-
-
-def _secrets_of_environment() -> list[str]:
-    """Values of variables that are keys by their name: one may turn up in an error of a proxy or gateway."""
-    endings = ("_KEY", "_TOKEN", "_SECRET", "_PASSWORD")
-    return [value for name, value in os.environ.items() if name.upper().endswith(endings)]
-
-
-def _first_of_ours(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The error that a group is about: several tasks may have met the same full disk."""
-    ours = group.subgroup(RunnerError)
-    found: BaseException = group if ours is None else ours
-    while isinstance(found, BaseExceptionGroup):
-        if found is group and len(found.exceptions) > 1 and ours is None:
-            return group
-        found = found.exceptions[0]
-    return found
+        raise first_of_ours(group) from None
 
 
 def rebuild_summary(folder: Path) -> dict[str, Any]:
@@ -187,12 +151,12 @@ class _Run:
         settings = plan.settings
         self._plan = plan
         self._folder = folder
-        self._targets = {_name(target): target for target in targets}
+        self._targets = {name_of(target): target for target in targets}
         self._simulated = targets[0].simulated
         self._seed = secrets.randbits(32) if settings.seed is None else settings.seed
-        self._admission = _admission(settings, targets)
+        self._admission = admission_of(settings, targets)
         self._drain = Drain(self._admission, settings.grace)
-        self._clients = {name: _client(target, settings) for name, target in self._targets.items()}
+        self._clients = clients_of(targets, settings)
         total = folder.scanned.lines if folder.scanned else None
         if total is not None and settings.limit is not None:
             total = min(total, len(folder.done) + settings.limit)
@@ -293,50 +257,6 @@ class _Run:
             "allowance_used": _used_of(admission, metrics, elapsed_s),
             "next": _advice(made, remaining, code),
         }
-
-
-def _name(target: Target) -> str:
-    return target.settings.name if target.settings else manifest.without_credentials(target.base_url)
-
-
-def _client(target: Target, settings: Settings) -> Client:
-    version = target.settings.api_version if target.settings else None
-    return Client(
-        base_url=target.base_url,
-        api_key=target.api_key,
-        trust_env=not target.simulated,
-        api_version=version,
-        transport=settings.transport,
-    )
-
-
-def _admission(settings: Settings, targets: Sequence[Target]) -> Admission:
-    """One endpoint has the run's limits; several have their own, within the run's."""
-    clock = time.monotonic
-    if len(targets) == 1 and targets[0].settings is None:
-        return Admission.of_one(
-            rpm=settings.rpm,
-            tpm=settings.tpm,
-            concurrency=_concurrency(settings.concurrency),
-            clock=clock,
-            limits=settings.limits,
-            name=_name(targets[0]),
-        )
-    most = MAX_CONCURRENCY if settings.concurrency == "auto" else settings.concurrency
-    whole = Gate(rpm=settings.rpm, tpm=settings.tpm, concurrency=FixedConcurrency(most), clock=clock)
-    endpoints = [_endpoint(target.settings, settings, whole) for target in targets if target.settings is not None]
-    return Admission(endpoints, clock=clock, whole=whole)
-
-
-def _endpoint(said: EndpointSettings, settings: Settings, whole: Gate) -> Endpoint:
-    concurrency = _concurrency(said.concurrency or settings.concurrency)
-    gate = Gate(rpm=said.rpm, tpm=said.tpm, concurrency=concurrency, clock=time.monotonic, outer=whole)
-    limits = settings.limits if said.limits is None else said.limits
-    return Endpoint(said.name, gate, limits, said.models, said.stream_options)
-
-
-def _concurrency(wanted: int | Literal["auto"]) -> Concurrency:
-    return AdaptiveConcurrency() if wanted == "auto" else FixedConcurrency(wanted)
 
 
 def _with_model(settings: Settings) -> Settings:

@@ -44,7 +44,7 @@ from runner.limits import (
 )
 from runner.outcome import Completed, Failed, Outcome
 from runner.sketch import Sketch
-from runner.transport import ResponseBody, pour
+from runner.transport import ResponseBody
 
 
 class Sink(Protocol):
@@ -192,7 +192,7 @@ class _Reader:
         response, body = await send()
         try:
             self._sent_ns = body.sent_ns
-            self._result.headers_ns = getattr(body, "headers_ns", 0) or time.monotonic_ns()
+            self._result.headers_ns = body.headers_ns
             self._result.status = response.status_code
             head = announced(response.headers.raw)
             self._result.request_id = head.request_id
@@ -231,7 +231,7 @@ class _Reader:
     async def _read_stream(self, body: ResponseBody) -> None:
         more = True
         while more and not self._over:
-            more = await pour(body, self._take)
+            more = await body.pour(self._take)
             while self._behind:
                 with self._watch.suspended():
                     await self._sink.room()

@@ -119,8 +119,8 @@ def _offers(model: str | None, settings: Settings) -> list[tuple[str, ModelLimit
     """What each endpoint that serves a model allows it, with the name of the group that it is in there."""
     if not settings.endpoints:
         return [limits_of(model, settings.limits)]
-    serving = [each for each in settings.endpoints if not each.models or model in each.models]
-    found = [(each, *limits_of(model, settings.limits if each.limits is None else each.limits)) for each in serving]
+    serving = [each for each in settings.endpoints if each.serves(model)]
+    found = [(each, *limits_of(model, settings.limits_at(each))) for each in serving]
     return [
         (
             f"{each.name}/{name}",

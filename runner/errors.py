@@ -45,3 +45,14 @@ class OutputError(RunnerError):
     """Raised when the output can't be written: the disk is full, read-only or failing. EX_IOERR of sysexits.h."""
 
     exit_code = 74
+
+
+def first_of_ours(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error that a group is about: several tasks may have met the same full disk."""
+    ours = group.subgroup(RunnerError)
+    found: BaseException = group if ours is None else ours
+    while isinstance(found, BaseExceptionGroup):
+        if found is group and len(found.exceptions) > 1 and ours is None:
+            return group
+        found = found.exceptions[0]
+    return found

@@ -1,8 +1,10 @@
-"""What the operating system lends: file descriptors."""
+"""What the platform lends: file descriptors, and the event loop it has."""
 
 from __future__ import annotations
 
 import resource
+from importlib.util import find_spec
+from typing import Any
 
 
 def raise_descriptor_limit() -> int:
@@ -17,3 +19,8 @@ def raise_descriptor_limit() -> int:
         except (ValueError, OSError):  # macOS refuses "unlimited"; what was allowed before stays allowed
             return soft
     return hard
+
+
+def event_loop() -> dict[str, Any]:
+    """`backend_options` of `anyio.run`: uvloop where it is installed (it isn't made for Windows)."""
+    return {"use_uvloop": find_spec("uvloop") is not None}

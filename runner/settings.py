@@ -13,7 +13,16 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -48,11 +57,34 @@ def parse_duration(value: Any) -> Any:
     return sum(float(number) * _UNITS_S[unit] for number, unit in re.findall(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", text))
 
 
+def problem_with_url(url: str) -> str | None:
+    """Why a URL can't be the base of requests, or None."""
+    try:
+        parts = urlsplit(url)
+        host = (parts.hostname or "").encode("idna")
+        if parts.scheme.lower() not in ("http", "https") or not host or re.search(r"\s", url):
+            return "must begin with http:// or https:// and name a host"
+        if parts.username is not None or parts.password is not None:
+            return "must hold no user and password: a key comes from the environment (--api-key-env)"
+        if parts.query or parts.fragment:
+            return "must hold no query: paths of the API are put behind it"
+        return None if parts.port != 0 else "names port 0"
+    except (ValueError, UnicodeError) as error:
+        return f"can't be read as a URL ({error})"
+
+
+def _usable(url: str) -> str:
+    if problem := problem_with_url(url):
+        raise ValueError(problem)
+    return url
+
+
 Duration = Annotated[float, BeforeValidator(parse_duration), Field(gt=0, allow_inf_nan=False)]
 Rate = Annotated[float, Field(gt=0, le=1e12, allow_inf_nan=False)]
 Money = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 TransportKind = Literal["aiohttp", "native"]
 StreamOptions = Literal["openai", "usage", "none"]
+BaseUrl = Annotated[str, AfterValidator(_usable)]
 
 
 class TierPrice(BaseModel):
@@ -103,7 +135,7 @@ class EndpointSettings(BaseModel):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     """What records and summaries call it."""
-    base_url: str = DEFAULT_BASE_URL
+    base_url: BaseUrl = DEFAULT_BASE_URL
     """For kind "azure" the resource's endpoint, e.g. https://RESOURCE.openai.azure.com."""
     api_key_env: str = "OPENAI_API_KEY"
     """Name of the environment variable that holds its key."""
@@ -130,12 +162,9 @@ class EndpointSettings(BaseModel):
     def _listed(cls, value: Any) -> Any:
         return {name: name for name in value} if isinstance(value, list) else value
 
-    @field_validator("base_url")
-    @classmethod
-    def _http_url(cls, value: str) -> str:
-        if problem := problem_with_url(value):
-            raise ValueError(problem)
-        return value
+    def serves(self, model: str | None) -> bool:
+        """Whether jobs for this model can go there."""
+        return not self.models or model in self.models
 
     @model_validator(mode="after")
     def _dated(self) -> EndpointSettings:
@@ -169,7 +198,7 @@ class Settings(BaseSettings):
         frozen=True,
     )
 
-    base_url: str | None = None
+    base_url: BaseUrl | None = None
     """Where to send; None: OPENAI_BASE_URL, else OpenAI."""
     api_key_env: str = "OPENAI_API_KEY"
     """Name of the environment variable that holds the key. The key itself is never an option."""
@@ -240,12 +269,9 @@ class Settings(BaseSettings):
             raise ValueError(f"must be auto or between 1 and {MAX_CONCURRENCY}")
         return value
 
-    @field_validator("base_url")
-    @classmethod
-    def _http_url(cls, value: str | None) -> str | None:
-        if value is not None and (problem := problem_with_url(value)):
-            raise ValueError(problem)
-        return value
+    def limits_at(self, endpoint: EndpointSettings) -> Mapping[str, ModelLimits]:
+        """By model, at one of the endpoints: its own, else the run's."""
+        return self.limits if endpoint.limits is None else endpoint.limits
 
     @field_validator("endpoints")
     @classmethod
@@ -273,22 +299,6 @@ class Settings(BaseSettings):
         assert isinstance(init_settings, InitSettingsSource)
         path = init_settings.init_kwargs.pop("config_file", None)
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=path)
-
-
-def problem_with_url(url: str) -> str | None:
-    """Why a URL can't be the base of requests, or None."""
-    try:
-        parts = urlsplit(url)
-        host = (parts.hostname or "").encode("idna")
-        if parts.scheme.lower() not in ("http", "https") or not host or re.search(r"\s", url):
-            return "must begin with http:// or https:// and name a host"
-        if parts.username is not None or parts.password is not None:
-            return "must hold no user and password: a key comes from the environment (--api-key-env)"
-        if parts.query or parts.fragment:
-            return "must hold no query: paths of the API are put behind it"
-        return None if parts.port != 0 else "names port 0"
-    except (ValueError, UnicodeError) as error:
-        return f"can't be read as a URL ({error})"
 
 
 def load(*, flags: Mapping[str, Any], config: str | None = None, env: Mapping[str, str] = os.environ) -> Settings:

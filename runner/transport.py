@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Final, NamedTuple, Protocol
 from urllib.parse import urlsplit
@@ -34,45 +35,67 @@ BODY: Final = "runner.body"
 """Key of `Body` in a response's extensions."""
 
 
-class ResponseBody(Protocol):
-    """The body of one response, read as it arrives: what every transport puts into `extensions[BODY]`."""
-
-    sent_ns: int
-    """Monotonic, when the request was handed to the connection pool."""
-
-    async def read(self) -> bytes:
-        """What has arrived since the last read, or b"" at the end."""
-
-    @property
-    def at_end(self) -> bool:
-        """Whether the body's end has been read."""
-
-    async def read_some(self, size: int, seconds: float) -> bytes:
-        """What comes of the body within so many bytes and seconds; where it breaks off is no error."""
-
-    async def aclose(self) -> None:
-        """Gives the connection back if the body was read to its end, else closes it."""
-
-
 Take = Callable[[bytes, int], bool]
 """Takes a block of a body and the time of its arrival (monotonic, ns); True when it has had enough for now."""
 
 
-async def pour(body: ResponseBody, take: Take) -> bool:
-    """Hands a body's blocks to `take` until that has enough (True) or the body ends (False).
+class ResponseBody(httpx2.AsyncByteStream, ABC):
+    """The body of one response, read as it arrives: what every transport puts into `extensions[BODY]`."""
 
-    A body that has a `pour` of its own calls it where the bytes arrive: no task is woken for a chunk.
+    __slots__ = ("arrived_ns", "headers_ns", "sent_ns")
 
-    Raises:
-        httpx2.TransportError: the connection broke before the body's end.
-    """
-    own = getattr(body, "pour", None)
-    if own is not None:
-        return bool(await own(take))
-    while block := await body.read():
-        if take(block, getattr(body, "arrived_ns", 0) or time.monotonic_ns()):
-            return True
-    return False
+    def __init__(self, sent_ns: int) -> None:
+        self.sent_ns = sent_ns
+        """Monotonic, when the request was handed to the connection pool."""
+        self.headers_ns = 0
+        """Monotonic, when the last of the headers arrived."""
+        self.arrived_ns = 0
+        """Monotonic, when the first byte of what the last read returned arrived."""
+
+    @abstractmethod
+    async def read(self) -> bytes:
+        """What has arrived since the last read, or b"" at the end.
+
+        Raises:
+            httpx2.TransportError: the connection broke before the body's end.
+        """
+
+    @property
+    @abstractmethod
+    def at_end(self) -> bool:
+        """Whether the body's end has been read: the connection can serve another request."""
+
+    async def pour(self, take: Take) -> bool:
+        """Hands over what has arrived, and what arrives; True when `take` has enough, False at the body's end.
+
+        A transport that can calls `take` where the bytes arrive: no task is woken for a chunk.
+
+        Raises:
+            httpx2.TransportError: the connection broke before the body's end. What came before has been handed over.
+            Exception: whatever `take` raised.
+        """
+        while block := await self.read():
+            if take(block, self.arrived_ns):
+                return True
+        return False
+
+    async def read_some(self, size: int, seconds: float) -> bytes:
+        """What comes of the body within so many bytes and seconds; where it breaks off is no error."""
+        blocks: list[bytes] = []
+        with anyio.move_on_after(seconds), contextlib.suppress(httpx2.TransportError):
+            while size > 0 and (block := await self.read()):
+                blocks.append(block[:size])
+                size -= len(block)
+        return b"".join(blocks)
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        """For AsyncOpenAI's own reading of a body."""
+        while block := await self.read():
+            yield block
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Gives the connection back if the body was read to its end, else closes it."""
 
 
 class Wire(Protocol):
@@ -112,48 +135,32 @@ def _mapped(error: aiohttp.ClientError | OSError) -> httpx2.TransportError:
     return kind(str(error) or type(error).__name__)
 
 
-class Body(httpx2.AsyncByteStream):
-    """The body of one response, read as it arrives."""
+class Body(ResponseBody):
+    """A body that aiohttp reads."""
 
-    __slots__ = ("_response", "sent_ns")
+    __slots__ = ("_response",)
 
     def __init__(self, response: aiohttp.ClientResponse, sent_ns: int) -> None:
+        super().__init__(sent_ns)
         self._response = response
-        self.sent_ns = sent_ns
-        """Monotonic, when the request was handed to the connection pool."""
+        self.headers_ns = time.monotonic_ns()
 
     async def read(self) -> bytes:
-        """What has arrived since the last read, or b"" at the end.
-
-        Raises:
-            httpx2.TransportError: the connection broke before the body's end.
-        """
+        """See `ResponseBody`. The time of arrival is when this task came to read it."""
         try:  # not `map_exceptions`: a context manager a chunk is dear
-            return await self._response.content.readany()
+            block = await self._response.content.readany()
         except (aiohttp.ClientError, OSError) as error:
             raise _mapped(error) from error
+        self.arrived_ns = time.monotonic_ns()
+        return block
 
     @property
     def at_end(self) -> bool:
-        """Whether the body's end has been read: the connection can serve another request."""
+        """See `ResponseBody`."""
         return self._response.content.at_eof()
 
-    async def read_some(self, size: int, seconds: float) -> bytes:
-        """What comes of the body within so many bytes and seconds; where it breaks off is no error."""
-        blocks: list[bytes] = []
-        with anyio.move_on_after(seconds), contextlib.suppress(httpx2.TransportError):
-            while size > 0 and (block := await self.read()):
-                blocks.append(block[:size])
-                size -= len(block)
-        return b"".join(blocks)
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        """For AsyncOpenAI's own reading of a body."""
-        while block := await self.read():
-            yield block
-
     async def aclose(self) -> None:
-        """Gives the connection back if the body was read to its end, else closes it."""
+        """See `ResponseBody`."""
         if self.at_end:
             self._response.release()
         else:

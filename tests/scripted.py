@@ -12,6 +12,7 @@ import orjson
 
 from runner.deltas import Delta
 from runner.jobs import Api, Job
+from runner.transport import ResponseBody
 
 FOREVER = float(10**9)
 
@@ -50,13 +51,14 @@ def chat_job(**kwargs: Any) -> Job:
     return Job(**(defaults | kwargs))
 
 
-class ScriptedBody:
+class ScriptedBody(ResponseBody):
     """A response body that follows its script; `closed` and `at_end` can be inspected afterwards."""
 
     def __init__(self, script):
+        super().__init__(sent_ns=time.monotonic_ns())
         self._script = list(script)
         self.closed = False
-        self.sent_ns = self.headers_ns = time.monotonic_ns()
+        self.headers_ns = self.sent_ns
 
     async def read(self):
         while self._script:
@@ -66,6 +68,7 @@ class ScriptedBody:
             if isinstance(step, int | float):
                 await anyio.sleep(step)
             elif step:
+                self.arrived_ns = time.monotonic_ns()
                 return step
         return b""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import time
-from typing import cast
 
 import anyio
 import httpx2
@@ -17,7 +16,6 @@ from runner.jobs import StopAfter
 from runner.limits import SLICE_BYTES
 from runner.outcome import Completed, Failed
 from runner.testing.virtual_time import run_virtual
-from runner.transport import ResponseBody, pour
 from tests.scripted import FOREVER, HELLO, ListSink, ScriptedBody, ScriptedClient, chat_chunk, chat_job, sse
 
 LONG = sse(*(chat_chunk(f"w{i} " * 40) for i in range(2_000)), chat_chunk(finish="stop"), "[DONE]")
@@ -136,9 +134,9 @@ def test_a_body_that_can_only_be_read_is_poured_by_a_loop():
             taken.append(block)
             return block == b"b"
 
-        body = cast(ResponseBody, ScriptedBody([b"a", b"b", b"c"]))
-        assert await pour(body, take) is True
-        assert await pour(body, take) is False
+        body = ScriptedBody([b"a", b"b", b"c"])
+        assert await body.pour(take) is True
+        assert await body.pour(take) is False
         return taken
 
     assert run_virtual(main) == [b"a", b"b", b"c"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,7 +11,6 @@ import anyio
 import orjson
 
 from runner import resources
-from runner.api import _secrets_of_environment
 from runner.files import OsFiles
 from runner.folder import LOG
 from runner.load.crew import Alone
@@ -23,9 +21,9 @@ from runner.load.spec import LevelSpec
 from runner.load.workload import read_workload
 from runner.logs import log_to
 from runner.recovery import recover
-from runner.redact import Redactor
 from runner.settings import Settings
 from runner.target import Target, resolve, simulated
+from runner.wiring import redactor_for
 
 LIVE_EVERY_S: Final = 0.5
 _LINE_BYTES: Final = 16 * 2**20
@@ -33,7 +31,7 @@ _LINE_BYTES: Final = 16 * 2**20
 
 def main() -> None:
     """Runs until standard input ends."""
-    anyio.run(_child, backend_options={"use_uvloop": find_spec("uvloop") is not None})
+    anyio.run(_child, backend_options=resources.event_loop())
 
 
 async def _child() -> None:
@@ -44,7 +42,7 @@ async def _child() -> None:
     task: dict[str, Any] = orjson.loads(await told.readline())
     settings, options = Settings(**task["settings"]), LoadOptions.from_dict(task["options"])
     targets = _targets(settings, task["simulator"])
-    redactor = Redactor([*(target.api_key for target in targets), *_secrets_of_environment()])
+    redactor = redactor_for(targets)
     with log_to(Path(task["log"]) / LOG, settings.log_level, redactor):
         workload = await read_workload(options, task["seed"], task["salt"])
         folder = Path(task["folder"])

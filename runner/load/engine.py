@@ -20,12 +20,9 @@ import anyio
 
 from runner import tokens
 from runner.admission import Admission
-from runner.api import _admission, _client, _endpoint, _name
 from runner.attempt import Attempted
-from runner.concurrency import FixedConcurrency
 from runner.drain import Drain
 from runner.files import OsFiles
-from runner.gate import Gate
 from runner.jobs import Job
 from runner.limits import MAX_CONCURRENCY
 from runner.load.free import FreeAdmission
@@ -41,6 +38,7 @@ from runner.reservation import Reservation
 from runner.settings import Settings
 from runner.target import Target
 from runner.tickets import AdmissionClosed
+from runner.wiring import admission_of, clients_of
 from runner.worker import Bench, StopRun, run_job
 
 _RARE: Final = (50_000, 50, 1_000)
@@ -78,7 +76,7 @@ class Engine:
 
     def __init__(self, settings: Settings, targets: Sequence[Target], folder: Path, redactor: Redactor) -> None:
         self._admission = _door(settings, targets)
-        self._clients = {_name(target): _client(target, settings) for target in targets}
+        self._clients = clients_of(targets, settings)
         self._ledger = Ledger(OsFiles(), folder, deltas=settings.deltas)
         self._open: dict[str, _Open] = {}
         self._max_cost = settings.max_cost
@@ -193,17 +191,9 @@ def has_limits(settings: Settings) -> bool:
 
 
 def _door(settings: Settings, targets: Sequence[Target]) -> Admission:
+    """A load test's concurrency is its levels'; limits are kept where the user gave some."""
     settings = settings.model_copy(update={"concurrency": MAX_CONCURRENCY})
-    if has_limits(settings):
-        return _admission(settings, targets)
-    widest = FixedConcurrency(MAX_CONCURRENCY)
-    if targets[0].settings is None:
-        return FreeAdmission.of_one(
-            rpm=None, tpm=None, concurrency=widest, clock=time.monotonic, name=_name(targets[0])
-        )
-    whole = Gate(rpm=None, tpm=None, concurrency=widest, clock=time.monotonic)
-    endpoints = [_endpoint(target.settings, settings, whole) for target in targets if target.settings is not None]
-    return FreeAdmission(endpoints, clock=time.monotonic, whole=whole)
+    return admission_of(settings, targets, Admission if has_limits(settings) else FreeAdmission)
 
 
 def _count(job: Job) -> int:

@@ -17,10 +17,11 @@ import random
 import re
 import sys
 import time
-from importlib.util import find_spec
 from typing import Final, cast
 
 import anyio
+
+from runner import resources
 
 CHUNKS: Final = 50
 GAP_MS: Final = 20
@@ -135,7 +136,7 @@ async def serve() -> None:
 
 def main() -> None:
     """Runs it, on uvloop where that is installed."""
-    anyio.run(serve, backend_options={"use_uvloop": find_spec("uvloop") is not None})
+    anyio.run(serve, backend_options=resources.event_loop())
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
-from importlib.util import find_spec
 from typing import Any, Final
 
 import anyio
@@ -26,9 +25,8 @@ import anyio.to_thread
 import orjson
 
 from runner import resources, signals
-from runner.api import _first_of_ours, _secrets_of_environment
 from runner.drain import Reason
-from runner.errors import UsageError
+from runner.errors import UsageError, first_of_ours
 from runner.folder import LOG
 from runner.load import assemble, search, table
 from runner.load.calibrate import calibrate
@@ -48,8 +46,9 @@ from runner.manifest import without_credentials
 from runner.redact import Redactor
 from runner.settings import Settings
 from runner.signals import hangup_ignored
-from runner.target import Target, resolve, simulated
+from runner.target import Target
 from runner.terminal import Outlet, console
+from runner.wiring import redactor_for, targets_of
 
 SIMULATED_MODEL: Final = "synthetic-1"
 CLIENT_BOUND: Final = 5
@@ -63,9 +62,7 @@ def execute(options: LoadOptions, settings: Settings, argv: list[str]) -> int:
         RunnerError: it could not begin, or its output can't be written.
     """
     with hangup_ignored():
-        return anyio.run(
-            run_load, options, settings, argv, backend_options={"use_uvloop": find_spec("uvloop") is not None}
-        )
+        return anyio.run(run_load, options, settings, argv, backend_options=resources.event_loop())
 
 
 async def run_load(options: LoadOptions, settings: Settings, argv: list[str]) -> int:
@@ -78,25 +75,14 @@ async def run_load(options: LoadOptions, settings: Settings, argv: list[str]) ->
     try:
         with held(options.folder, fresh=options.fresh) as store:
             async with AsyncExitStack() as stack:
-                targets, base_url = await stack.enter_async_context(_targets(options, settings))
-                redactor = Redactor([*(target.api_key for target in targets), *_secrets_of_environment()])
+                targets = await stack.enter_async_context(targets_of(settings, options.simulate))
+                base_url = None if options.simulate is None else targets[0].base_url
+                redactor = redactor_for(targets)
                 stack.enter_context(log_to(store.path / LOG, settings.log_level, redactor))
                 test = _Test(options, settings, store, redactor, argv)
                 return await test.run(targets, base_url)
     except BaseExceptionGroup as group:
-        raise _first_of_ours(group) from None
-
-
-@asynccontextmanager
-async def _targets(options: LoadOptions, settings: Settings) -> AsyncIterator[tuple[list[Target], str | None]]:
-    """Where to send, and the simulator's URL where there is one."""
-    if options.simulate is None:
-        yield resolve(settings), None
-        return
-    from runner.simulator.process import simulator_process  # a server's imports, which a real test can do without
-
-    async with simulator_process(options.simulate) as simulator:
-        yield simulated(settings, simulator.base_url), simulator.base_url
+        raise first_of_ours(group) from None
 
 
 class _Test:

@@ -9,14 +9,11 @@ the blocks are still being read.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator
 from typing import Protocol
 
-import anyio
 import httpx2
 
-from runner.transport import Take
+from runner.transport import ResponseBody, Take
 
 
 class Source(Protocol):
@@ -29,8 +26,8 @@ class Source(Protocol):
         """Nobody wants the rest."""
 
 
-class Body(httpx2.AsyncByteStream):
-    """The body of one response, read as it arrives."""
+class Body(ResponseBody):
+    """A body whose blocks are put in where they arrive at the socket."""
 
     __slots__ = (
         "_blocks",
@@ -40,15 +37,13 @@ class Body(httpx2.AsyncByteStream):
         "_source",
         "_take",
         "_waiter",
-        "arrived_ns",
         "headers",
-        "headers_ns",
-        "sent_ns",
         "size",
         "status",
     )
 
     def __init__(self, source: Source, sent_ns: int) -> None:
+        super().__init__(sent_ns)
         self._source = source
         self._blocks: list[bytes] = []
         self._ended = False
@@ -61,12 +56,6 @@ class Body(httpx2.AsyncByteStream):
         self.headers: list[tuple[bytes, bytes]] = []
         self.size = 0
         """Bytes that have arrived and not been read."""
-        self.sent_ns = sent_ns
-        """Monotonic, when the request was handed to the connection pool."""
-        self.headers_ns = 0
-        """Monotonic, when the last of the headers arrived."""
-        self.arrived_ns = 0
-        """Monotonic, when the first byte of what the last read returned arrived at the socket."""
 
     # ── The connection's side ────────────────────────────────────────────────────────────────────────────────────
 
@@ -133,11 +122,7 @@ class Body(httpx2.AsyncByteStream):
     # ── The reader's side ────────────────────────────────────────────────────────────────────────────────────────
 
     async def read(self) -> bytes:
-        """What has arrived since the last read, or b"" at the end. Its arrival is then in `arrived_ns`.
-
-        Raises:
-            httpx2.TransportError: the connection broke before the body's end.
-        """
+        """See `ResponseBody`."""
         while not self._blocks:
             if self._ended:
                 if self._error is not None:
@@ -149,12 +134,7 @@ class Body(httpx2.AsyncByteStream):
         return self._taken()
 
     async def pour(self, take: Take) -> bool:
-        """Hands over what has arrived, and what arrives where it does; True when `take` has enough, False at the end.
-
-        Raises:
-            httpx2.TransportError: the connection broke before the body's end. What came before has been handed over.
-            Exception: whatever `take` raised.
-        """
+        """See `ResponseBody`."""
         while self._blocks or not self._ended:
             if not self._ended:
                 self._source.resume()
@@ -181,22 +161,8 @@ class Body(httpx2.AsyncByteStream):
 
     @property
     def at_end(self) -> bool:
-        """Whether the body's end has been read: the connection can serve another request."""
+        """See `ResponseBody`."""
         return self._ended and self._error is None and not self._blocks
-
-    async def read_some(self, size: int, seconds: float) -> bytes:
-        """What comes of the body within so many bytes and seconds; where it breaks off is no error."""
-        blocks: list[bytes] = []
-        with anyio.move_on_after(seconds), contextlib.suppress(httpx2.TransportError):
-            while size > 0 and (block := await self.read()):
-                blocks.append(block[:size])
-                size -= len(block)
-        return b"".join(blocks)
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        """For AsyncOpenAI's own reading of a body."""
-        while block := await self.read():
-            yield block
 
     async def aclose(self) -> None:
         """Closes the connection unless the body is whole; the connection was given back when its last byte came."""
