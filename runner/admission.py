@@ -146,7 +146,7 @@ class Admission:
             ticket.endpoint.gate.concurrency.throttled(self._clock())
 
     def received(self, ticket: Ticket, chunks: int = 1) -> None:
-        """So many chunks (or tokens of a whole answer) arrived: what adaptive concurrency measures."""
+        """So many chunks (or one whole answer) arrived: what adaptive concurrency measures."""
         ticket.endpoint.gate.concurrency.work += chunks
         if not ticket.accepted:
             ticket.lane.accepted(ticket)

@@ -2,16 +2,21 @@
 
 Adaptive: slow start, doubling each clean round until the first cut; then +5 % a clean round; ×0.8 on an episode of
 throttling. It grows only while at least 80 % of it is in use, so that an idle run doesn't earn room that it never
-tried. It never falls below 1: a probe always goes on.
+tried. It never falls below 1: a probe always goes on. Where a limit of the server's is known, slow start begins with
+the streams that it takes to use that limit (`begin_with`): the limit keeps the server from harm, not the start.
 
 A server that never sends 429 just gets slower: then throughput is the signal. Each step of the slow start has to bring
-at least a quarter of what it would bring at an unladen server, in chunks a second over all streams; one that doesn't is
-taken back, and a smaller step is tried now and then. A round lasts until as many answers have begun as slots were
-opened, and at least ROUND_S, so that new streams are measured at their pace and not at their start.
+at least a quarter of what it would bring at an unladen server, in chunks a second over all streams. One that doesn't is
+measured again; if it still doesn't, it is taken back, and a smaller step is tried now and then.
+
+What is measured has to be even. Streams that began together end together, so a stretch of time holds one burst of short
+answers more or less: a round lasts until every slot has begun another answer, so many times the same, or until the
+streams have brought many chunks each.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Final, Protocol
 
 from runner.limits import AUTO_CONCURRENCY_MAX, AUTO_CONCURRENCY_START
@@ -19,8 +24,12 @@ from runner.limits import AUTO_CONCURRENCY_MAX, AUTO_CONCURRENCY_START
 GROWTH: Final = 0.05
 CUT: Final = 0.8
 USE_TO_GROW: Final = 0.8
+KNOWN_S: Final = 10.0
+"""How long an answer may last for its limit, where that is known, to be used from the start; longer ones take steps."""
 ROUND_S: Final = 0.5
 """A step's throughput is measured over at least this long."""
+EVEN: Final = 10
+"""Chunks of each stream that make a measurement even, whenever it began."""
 WORTH: Final = 0.25
 """The part of its ideal gain that a step must bring to be kept."""
 PROBE: Final = 1.25
@@ -34,7 +43,7 @@ class Concurrency(Protocol):
     """Decides the number of slots."""
 
     work: float
-    """Chunks (or tokens of whole answers) received so far; counted up by whoever receives them."""
+    """Chunks received so far, a whole answer counting as one; counted up by whoever receives them."""
 
     @property
     def limit(self) -> int:
@@ -45,6 +54,9 @@ class Concurrency(Protocol):
 
     def throttled(self, now_s: float) -> None:
         """An episode of throttling began; called once an episode."""
+
+    def begin_with(self, per_s: float) -> bool:
+        """Known limits let so many requests a second through. Whether that gave more slots."""
 
 
 class FixedConcurrency:
@@ -59,6 +71,10 @@ class FixedConcurrency:
 
     def throttled(self, now_s: float) -> None:
         """Changes nothing: the cool-down alone slows the run."""
+
+    def begin_with(self, per_s: float) -> bool:
+        """Changes nothing."""
+        return False
 
 
 class AdaptiveConcurrency:
@@ -75,8 +91,17 @@ class AdaptiveConcurrency:
         """Slots that this round opened: so many answers make it complete."""
         self._answers = 0
         self._measured_from: tuple[float, float] | None = None  # (time, work) once all slots of the round have answered
+        self._doubted = False  # the step didn't seem worth it the first time
         self._hold_until_s = 0.0
         self._hold_s = HOLD_S
+
+    def begin_with(self, per_s: float) -> bool:
+        """Opens the slots that this takes at once, while nothing has shown that the server doesn't bear them."""
+        limit = min(math.ceil(per_s * KNOWN_S), self._maximum)
+        if limit <= self.limit or self._cut_once or self._hold_until_s > 0.0:
+            return False
+        self._step(limit)
+        return True
 
     def answered(self, in_flight: int, now_s: float) -> None:
         """Counts towards the round; a full round that was worth it opens the next."""
@@ -87,21 +112,26 @@ class AdaptiveConcurrency:
             if self._answers >= self.limit:
                 self._step(min(self.limit + max(1, int(self.limit * GROWTH)), self._maximum))
             return
-        if self._answers < self._opened:
-            return
         if self._measured_from is None:
-            self._measured_from = (now_s, self.work)
-        elif now_s - self._measured_from[0] >= ROUND_S:
-            self._conclude(now_s)
-
-    def _conclude(self, now_s: float) -> None:
-        assert self._measured_from is not None
+            if self._answers >= self._opened:
+                self._measure(now_s)
+            return
         since_s, work = self._measured_from
-        rate = (self.work - work) / (now_s - since_s)
+        even = self._answers % self.limit == 0 or self.work - work >= EVEN * self.limit
+        if even and now_s - since_s >= ROUND_S:
+            self._conclude(now_s, (self.work - work) / (now_s - since_s))
+
+    def _measure(self, now_s: float) -> None:
+        self._measured_from = (now_s, self.work)
+        self._answers = 0
+
+    def _conclude(self, now_s: float, rate: float) -> None:
         if self._before is not None and not self._worth_it(rate):
-            self._hold_until_s = now_s + self._hold_s
-            self._hold_s = min(2 * self._hold_s, MAX_HOLD_S)
-            self._step(self._before[0])
+            if self._doubted:
+                self._take_back(self._before[0], now_s)
+            else:
+                self._doubted = True
+                self._measure(now_s)
         elif now_s >= self._hold_until_s and self.limit < self._maximum:
             factor = 2.0 if self._hold_until_s == 0.0 else PROBE
             limit, before = min(max(self.limit + 1, int(self.limit * factor)), self._maximum), (self.limit, rate)
@@ -109,6 +139,11 @@ class AdaptiveConcurrency:
             self._before = before
         else:
             self._step(self.limit)
+
+    def _take_back(self, limit: int, now_s: float) -> None:
+        self._hold_until_s = now_s + self._hold_s
+        self._hold_s = min(2 * self._hold_s, MAX_HOLD_S)
+        self._step(limit)
 
     def _worth_it(self, rate: float) -> bool:
         assert self._before is not None
@@ -119,6 +154,7 @@ class AdaptiveConcurrency:
         self._opened = max(1, limit - self.limit)
         self._answers = 0
         self._measured_from = None
+        self._doubted = False
         self._before = None
         self.limit = limit
 

@@ -95,6 +95,11 @@ class LaneLimits:
         """The part of a minute's (or a day's) allowance that is in use, of the limit that is used most; 0 to 1."""
         return max((1 - bucket.free for bucket in self.buckets.values()), default=0.0)
 
+    def per_s(self, need: Need) -> float | None:
+        """Such requests a second that the limits of a minute let through; None where there are none."""
+        minutes = [(name, bucket) for name, bucket in self.buckets.items() if isinstance(bucket, Bucket)]
+        return min((b.per_minute / 60 / max(1.0, BY_NAME[name].of(need)) for name, b in minutes), default=None)
+
     # ── Learning ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     def learn(self, name: str, said: Allowance, *, age_s: float, taken_since: float) -> float:

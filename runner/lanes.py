@@ -247,6 +247,9 @@ class Lane:
     async def _hindered(self, first: Waiter, what: str, pause_s: float) -> None:
         """Waits for what keeps it from taking the first in line, unless another lane can."""
         if what == "slot":
+            if self._gate.concurrency.begin_with(self._known_per_s(first.need)):
+                self._gate.wake()
+                return
             self._gate.when_open(self)
             what = "concurrency"
         else:
@@ -343,6 +346,11 @@ class Lane:
         if what is not None:
             return what, wait_s
         return (None, 0.0) if self._gate.open_to(self) else ("slot", math.inf)
+
+    def _known_per_s(self, need: Need) -> float:
+        """Such requests a second that the known limits let through; 0 where none is known."""
+        per_s = [self.limits.per_s(need), self._gate.per_s(need.tokens)]
+        return min((each for each in per_s if each is not None), default=0.0)
 
     def _first_wait_s(self, now_s: float) -> float:
         unknown = not self._answered and not self._knows_requests

@@ -269,7 +269,7 @@ class JobRun:
         if fault is not None:
             self._failed(ticket, fault)
         elif not attempted.chunks:
-            bench.admission.received(ticket, outcome.usage.output_tokens if outcome.usage is not None else 0)
+            bench.admission.received(ticket)  # an answer that came as a whole
         if fault is None and self._primes:
             self._answer_begins()
         return attempted

@@ -89,6 +89,8 @@ class Load:
     tokens: int = 10
     used: int | None = None
     answer_s: float = 0.3
+    jitter: float = 0.5
+    """Of an answer's duration, up or down. 0: what began together ends together."""
     retry_after_s: float = 1.0
     seed: int = 1
 
@@ -121,13 +123,13 @@ class Load:
         admission = self.admission
         while True:
             ticket = await admission.acquire("m", Need(0, self.tokens))
-            await anyio.sleep(rng.uniform(0, 0.02))
+            await anyio.sleep(rng.uniform(0, 0.04 * self.jitter))
             ok, said = self.server.take(self.tokens)
-            await anyio.sleep(rng.uniform(0, 0.02))
+            await anyio.sleep(rng.uniform(0, 0.04 * self.jitter))
             if ok:
                 admission.answered(ticket, said)
-                admission.received(ticket, 10)
-                await anyio.sleep(rng.uniform(0.5, 1.5) * self.answer_s)
+                admission.received(ticket)
+                await anyio.sleep(rng.uniform(1 - self.jitter, 1 + self.jitter) * self.answer_s)
                 used = None if self.used is None else Need(0, self.used)
                 admission.settle(ticket, used)  # type: ignore[arg-type]
             else:
@@ -173,6 +175,34 @@ def test_limits_that_we_were_told_are_used_to_98_percent_without_a_429(rpm, head
     load = Load(StrictServer(rpm, headers=headers), rpm=rpm, workers=600, concurrency=600).run(60)
     assert load.share(0, 60) >= 0.98
     assert load.refusals == 0
+
+
+@pytest.mark.parametrize("jitter", [0.5, 0.0])
+@pytest.mark.parametrize(("rpm", "answer_s"), [(600, 0.3), (600, 8), (30_000, 6)])
+def test_slow_start_costs_nothing_of_limits_that_we_were_told(rpm, answer_s, jitter):
+    load = Load(StrictServer(rpm, headers=False), rpm=rpm, workers=6_000, answer_s=answer_s, jitter=jitter).run(60)
+    assert load.share(0, 60) >= 0.98
+    assert load.refusals == 0
+
+
+def test_slow_start_costs_little_of_tokens_that_we_were_told():
+    # The limit of requests is unknown: 20 a second, then 40, then 50 are allowed.
+    load = Load(StrictServer(1e9, tpm=3_000_000, headers=False), tpm=3_000_000, tokens=1_000, workers=600).run(60)
+    assert len(load.server.good) >= 0.98 * 3_000
+    assert load.refusals == 0
+
+
+@pytest.mark.parametrize("answer_s", [0.3, 2])
+def test_limits_that_the_headers_name_are_used_at_once(answer_s):
+    load = Load(StrictServer(30_000), workers=6_000, answer_s=answer_s, jitter=0.0).run(60)
+    assert load.share(0, 60) >= 0.95
+    assert load.refusals <= 0.001
+
+
+@pytest.mark.parametrize("answer_s", [0.3, 2, 10])
+def test_answers_that_begin_and_end_together_do_not_stop_the_slow_start(answer_s):
+    load = Load(StrictServer(1e9, headers=False), workers=600, answer_s=answer_s, jitter=0.0).run(20 * answer_s)
+    assert load.admission.statistics().limit >= 500
 
 
 @pytest.mark.parametrize("told", [True, False])
