@@ -46,6 +46,8 @@ NO_REFUNDS_S: Final = 300.0
 """How long after a 429 nothing is given back: a server that charges up front doesn't either."""
 RAMP_ABOVE_TPM: Final = 1_000_000
 """Input tokens a minute above which slow_down asks for a slow ramp (the API's guide to errors)."""
+EXCUSED: Final = 8
+"""Refusals of one episode that may be an accident."""
 AT_ONCE: Final = 32
 """Attempts admitted before others get a turn of the event loop."""
 CATCH_UP_S: Final = 0.05
@@ -85,6 +87,7 @@ class Lane:
         self.limited_s = 0.0
         """How long heads of this lane have waited for limits and cool-downs."""
         self._episode_s = -math.inf
+        self._excused = 0  # refusals of this episode, while it may be an accident
         self._input = Sliding(clock)
         if self._knows_requests:
             self._pace.know()
@@ -150,7 +153,8 @@ class Lane:
         if ticket.accepted:
             return
         ticket.accepted = True
-        if ticket.granted_s >= self._episode_s:  # what was sent before a refusal says nothing of the rate since
+        # What was sent before a refusal says nothing of the rate since.
+        if self._excused or ticket.granted_s >= self._episode_s:
             self._pace.bore()
         if ticket.granted_s >= self.cool_until:  # what was sent before the cool-down proves nothing
             self._probing = False
@@ -180,6 +184,8 @@ class Lane:
         self.cool_until = max(self.cool_until, now + pause)
         if new_episode:
             self._slow_down(pause, lowered=lowered, gently=ramp and self._input.total > RAMP_ABOVE_TPM)
+        elif self._excused:
+            self._excused += 1
         self._probing = True
         self.abandon()
         self._waiting.stir_all(self)
@@ -188,7 +194,8 @@ class Lane:
     def _slow_down(self, pause_s: float, *, lowered: bool, gently: bool) -> None:
         """An episode of 429 begins: find out what the server bears, unless it has just told us.
 
-        One episode under limits that are known may be an accident; a second one within a minute is not.
+        One episode under limits that are known may be an accident; a second one within a minute is not, nor is one of
+        many refusals: the limits that we were told aren't the server's.
         """
         now = self._clock()
         known = self._knows_requests
@@ -197,8 +204,11 @@ class Lane:
         # By our count there was room: what we give back after an answer, this server may not.
         if not lowered:
             self._no_refunds_until_s = now + NO_REFUNDS_S
+        self._excused = 0
         if gently or not (lowered or (known and seldom)):
             self._pace.exceeded(pause_s, gently=gently)
+        elif not lowered:
+            self._excused = 1
 
     def _learn(self, ticket: Ticket, said: RateLimits) -> bool:
         """Takes over what the headers say; True when a limit is lower than we knew."""
@@ -325,6 +335,9 @@ class Lane:
         self.endpoint.breaker.sent(ticket)
         if self._probing:
             self._probe = ticket
+            if self._excused > EXCUSED:
+                self._pace.exceeded(0.0, since_s=self._episode_s)
+            self._excused = 0
         return ticket
 
     # ── What keeps it ────────────────────────────────────────────────────────────────────────────────────────────

@@ -89,18 +89,18 @@ class Pace:
                 self._bins.popleft()
         self._bins[-1][1] += 1
 
-    def exceeded(self, wait_s: float, *, gently: bool = False) -> None:
-        """Requests were refused; nothing is sent for `wait_s`."""
+    def exceeded(self, wait_s: float, *, gently: bool = False, since_s: float | None = None) -> None:
+        """Requests were refused, from `since_s` on (None: now); nothing is sent for `wait_s`."""
         now = self._clock()
         if now < self._ignore_until_s and not gently:
             return
         # Refused at once, nothing borne: that is no question of the rate either, and waiting is the cool-down's.
         if self._bins:
-            self._give_way(gently)
+            self._give_way(gently, now if since_s is None else since_s)
         self._gently = gently
         self._since_s = now + wait_s
 
-    def _give_way(self, gently: bool) -> None:
+    def _give_way(self, gently: bool, refused_s: float) -> None:
         contradicted = not gently and self._contradicted()
         self._best = max(FADE * self._best, self._throughput())
         if contradicted:
@@ -108,7 +108,7 @@ class Pace:
             self._failed, self._back_s = None, BACK_S
         else:
             least = max(FLOOR_PER_S, LEAST * self._best)
-            failed = max(least, min(self.per_s, ENOUGH_PER_S, self._borne()))
+            failed = max(least, min(self.per_s, ENOUGH_PER_S, self._borne(refused_s)))
             if self._failed is not None:
                 self._back_s = min(2 * self._back_s, MAX_BACK_S)
             self._failed = failed
@@ -131,9 +131,9 @@ class Pace:
         elapsed = self._clock() - self._bins[0][0] if self._bins else 0.0
         return sum(accepted for _, accepted in self._bins) / max(elapsed, 1.0)
 
-    def _borne(self) -> float:
-        """The most that a stretch up to now shows the server to bear, in requests a second."""
-        now, count, best = self._clock(), 0.0, 0.0
+    def _borne(self, now: float) -> float:
+        """The most that a stretch up to then shows the server to bear, in requests a second."""
+        count, best = 0.0, 0.0
         for start, accepted in reversed(self._bins):
             count += accepted
             best = max(best, count / (max(0.0, now - start) + SAVED_S))

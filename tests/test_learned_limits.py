@@ -177,6 +177,14 @@ def test_limits_that_we_were_told_are_used_to_98_percent_without_a_429(rpm, head
     assert load.refusals == 0
 
 
+@pytest.mark.parametrize("factor", [1.2, 2, 10])
+def test_a_limit_that_we_were_told_wrongly_costs_one_burst(factor):
+    load = Load(StrictServer(600, headers=False), rpm=600 * factor, workers=600).run(120)
+    assert load.share(0, 60) >= 0.9
+    assert load.share(60, 120) >= 0.9
+    assert len(load.server.refused) <= 5 + 5 * factor  # half a second's worth of what we were told
+
+
 @pytest.mark.parametrize("jitter", [0.5, 0.0])
 @pytest.mark.parametrize(("rpm", "answer_s"), [(600, 0.3), (600, 8), (30_000, 6)])
 def test_slow_start_costs_nothing_of_limits_that_we_were_told(rpm, answer_s, jitter):
