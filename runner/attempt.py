@@ -146,6 +146,8 @@ async def run_attempt(
             fault = found.fault
         except FOREIGN as error:
             fault = fault_of(error)
+        finally:
+            reader.let_go()
     if watch.fired is not None:
         fault = Fault(watch.fired, f"{watch.fired.value.replace('_', ' ')} after {reader.elapsed_s():.1f} s")
     return reader.conclude(fault)
@@ -181,6 +183,11 @@ class _Reader:
         self._ended_ns: int | None = None
         not_ended = Failed(Fault(FaultKind.INTERNAL, "the attempt has not ended"))
         self._result = Attempted(not_ended, chunks=begun.chunks, answer=begun.answer)
+
+    def let_go(self) -> None:
+        """Forgets what was being read, whose room is for others now."""
+        self._decoder = sse.Decoder()
+        self._untaken = b""
 
     def elapsed_s(self) -> float:
         return (time.monotonic_ns() - self._sent_ns) / 1e9

@@ -90,6 +90,7 @@ class Body(ResponseBody):
             enough = bool(self._blocks) and take(self._taken(), self.arrived_ns)
         except Exception as error:  # the task's, not the connection's
             waiter.set_exception(error)
+            del waiter  # or the error, its traceback, this frame and the future would hold each other, and the answer
         else:
             if enough or self._ended:
                 waiter.set_result(enough)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
+import weakref
 from contextlib import asynccontextmanager
 
 import httpx2
@@ -143,6 +146,34 @@ async def test_what_is_raised_while_a_block_is_taken_is_raised_in_the_task_and_n
         await body.aclose()
         assert wire.transport.aborted
     assert unhandled == []
+
+
+async def test_what_was_read_when_it_was_raised_is_free_at_once():
+    class Answer:
+        pass
+
+    kept = []
+
+    def take(block, now_ns):
+        answer = Answer()
+        kept.append(weakref.ref(answer))
+        raise KeyError("x")
+
+    async def attempt(body):
+        with contextlib.suppress(KeyError):
+            await body.pour(take)
+
+    first, rest = split(ANSWERS["chunked"])
+    async with asked(first) as (wire, body):
+        gc.disable()
+        try:
+            pouring = asyncio.ensure_future(attempt(body))
+            await turns()
+            wire.feed(rest[:100])
+            await pouring
+            assert kept[0]() is None, "it waits for the garbage collector"
+        finally:
+            gc.enable()
 
 
 async def test_when_the_connection_breaks_what_came_before_has_been_poured():
