@@ -220,6 +220,12 @@ def test_another_test_does_not_go_on_in_the_same_folder(tmp_path):
 # ── Ends ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.parametrize("slip", [("--input-tokens", "-3"), ("--turns", "two"), ("--think", "nan", "--turns", "2")])
+def test_a_slip_in_the_prompts_options_does_not_claim_the_folder_for_a_test_that_never_was(tmp_path, slip):
+    load(tmp_path, "--synthetic", "--simulate", "--requests", "2", "--concurrency", "1", *slip, code=2)
+    load(tmp_path, *MADE, "--simulate", "--requests", "2", "--concurrency", "1")
+
+
 def test_a_level_without_any_answer_exits_with_1(tmp_path):
     args = (*MADE, "--model", "m", "--base-url", "http://127.0.0.1:9/v1", "--concurrency", "1", "--requests", "2")
     load(tmp_path, *args, code=1)

@@ -111,6 +111,16 @@ class Engine:
                 for client in self._clients.values():
                     await client.aclose()
 
+    @property
+    def grace_s(self) -> float:
+        """How long requests on their way may go on after a stop."""
+        return self._bench.settings.grace
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for the user's own limits."""
+        return self._admission.statistics().waiting
+
     def clock(self) -> float:
         """The clock of all stamps."""
         return time.monotonic()

@@ -27,6 +27,8 @@ DEFAULT_CONCURRENCY: Final = "1,4,16"
 DEFAULT_DURATION_S: Final = 30.0
 WARMUP_SHARE: Final = 0.1
 MAX_WARMUP_S: Final = 5.0
+DEFAULT_DRAIN_S: Final = 300.0
+"""As long as a first token may take (--first-token-timeout): no server that hangs holds up a sweep for longer."""
 MAX_LEVELS: Final = 1_000
 """One after the other, repeats included."""
 MAX_PROCESSES: Final = 256
@@ -50,6 +52,7 @@ class LoadOptions:
     requests: int | None = None
     warmup: str | None = None
     cooldown: str | None = None
+    drain: str | None = None
     repeats: int = 1
     max_in_flight: int = MAX_IN_FLIGHT
     slo: str | None = None
@@ -146,6 +149,7 @@ class LoadOptions:
             warmup_s=warmup_s,
             cooldown_s=cooldown_s,
             arrivals=self._arrivals if self.is_open else "",
+            drain_s=DEFAULT_DRAIN_S if self.drain is None else _seconds("--drain", self.drain),
             max_in_flight=self.max_in_flight,
         )
 

@@ -105,12 +105,15 @@ class _Test:
         self._spec: LevelSpec | None = None
         self._crew: Crew | None = None
         self._next = 0
+        self._is_new = False
         self._began = time.monotonic()
 
     async def run(self, targets: list[Target], base_url: str | None) -> int:
         manifest = self._opened()
         workload = await read_workload(self._options, manifest["seed"], manifest["salt"])
         self._refuse_no_model(workload, base_url)
+        if self._is_new:
+            self._store.write_manifest(manifest)
         settings = self._settings
         if base_url is not None and settings.model is None:
             settings = settings.model_copy(update={"model": SIMULATED_MODEL})
@@ -128,14 +131,16 @@ class _Test:
     # ── Before ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _opened(self) -> dict[str, Any]:
-        """Whose the folder is; takes over what was measured before."""
+        """Whose the folder is; takes over what was measured before.
+
+        A new one is claimed later: a slip in the prompts' options must not make it that of a test that never was.
+        """
         asked = {"options": self._options.identity, "settings": self._asked_settings()}
         found = self._store.manifest()
         if found is None:
             seed = secrets.randbits(32) if self._settings.seed is None else self._settings.seed
-            found = {"seed": seed, "salt": f"{secrets.randbits(64):x}", "started": _now(), **asked}
-            self._store.write_manifest(found)
-            return found
+            self._is_new = True
+            return {"seed": seed, "salt": f"{secrets.randbits(64):x}", "started": _now(), **asked}
         different = _differences(found, _plain(asked))
         if different:
             raise UsageError(
@@ -264,7 +269,10 @@ class _Test:
     def _interrupted(self, number: signal.Signals, crew: Crew, line: Line) -> None:
         self._reason = self._reason or Reason(128 + number, number.name)
         crew.stop()
-        line.say(f"{number.name}: {crew.live.in_flight} in flight may finish; once more to stop at once")
+        line.say(
+            f"{number.name}: {crew.live.in_flight} in flight may finish within {self._settings.grace:g} s; "
+            "once more to stop at once"
+        )
 
     def _now(self) -> Now | None:
         if self._spec is None or self._crew is None:

@@ -12,7 +12,8 @@ A value is kept if the goodput over all its repeats, as their mean, reaches the 
 
 A level that was bound by the client says nothing of the server: it is neither kept nor not kept. It caps the search
 (no higher value is tried) and where it stands above the best in place of a value that wasn't kept, the answer is
-"limited by the client". One repeat of a value that is not client-bound is enough to judge it by.
+"limited by the client". One repeat of a value that is not client-bound is enough to judge it by. A bound value below
+one at which the client was sound was a hiccup of the machine: it says nothing at all, unless it was bound twice.
 
 Noise can make a higher value look better than a lower one. The lowest value that isn't kept then counts: the best is
 the highest kept value below it, and the result says that the tries don't agree. It ends after MAX_TRIES at the latest.
@@ -119,7 +120,7 @@ def _wanted(plan: Plan, tried: Sequence[Try]) -> float | None:
         return unfinished
     if not points:
         return plan.start
-    low, high, _ = _bounds(points)
+    low, high, _ = _bounds(plan, points)
     candidate = _candidate(plan, low, high)
     if candidate is None and low is not None and _tries_of(points, low) < plan.repeats + plan.confirmations:
         return low
@@ -157,14 +158,15 @@ def _kept(plan: Plan, tries: Iterable[Try]) -> bool | None:
     return math.fsum(goodputs) / len(goodputs) >= plan.goal if goodputs else None
 
 
-def _bounds(points: Sequence[_Point]) -> _Bounds:
+def _bounds(plan: Plan, points: Sequence[_Point]) -> _Bounds:
     missed = next((point.value for point in points if point.kept is False), None)
     low = max(
         (point.value for point in points if point.kept and (missed is None or point.value < missed)), default=None
     )
-    # Below a value that was kept with a sound client, a bound one was a hiccup.
-    caps = (point.value for point in points if point.kept is None and (low is None or point.value > low))
-    cap = next(caps, None)
+    # Below a value that was measured with a sound client, a bound one was a hiccup, unless it was bound once more.
+    sound = max((point.value for point in points if point.kept is not None), default=0.0)
+    caps = (point for point in points if point.kept is None and (low is None or point.value > low))
+    cap = next((point.value for point in caps if point.value > sound or point.tries > plan.repeats), None)
     if cap is not None and (missed is None or cap < missed):
         return _Bounds(low, cap, by_client=True)
     return _Bounds(low, missed, by_client=False)
@@ -180,7 +182,7 @@ def _tries_of(points: Iterable[_Point], value: float) -> int:
 def outcome(plan: Plan, tried: Sequence[Try]) -> Found:
     """What the tries say, whether or not the search has ended."""
     points = _points(plan, tried)
-    low, high, by_client = _bounds(points)
+    low, high, by_client = _bounds(plan, points)
     missed = next((point.value for point in points if point.kept is False), math.inf)
     agreed = not any(point.kept and point.value > missed for point in points)
     limited_by = _limit(plan, tried, low, high, by_client)

@@ -9,7 +9,9 @@
 A conversation is one request of the arrival process; its later turns are due when the user has thought.
 
 Sending ends with the level's time or number; requests on their way are waited for, since a slow answer must not leave
-by the back door. `stop` ends the sending early, `cut` the waiting too: what is on its way then counts as in flight.
+by the back door, but not for ever: at most `drain_s` after the last one went out, where waiting for the user's own
+limits doesn't count. `stop` ends the sending early and waits for the grace period, `cut` ends the waiting too. What is
+on its way then counts as in flight: no answer, hence no objective kept.
 """
 
 from __future__ import annotations
@@ -33,6 +35,8 @@ MAX_LANE_GAP_S: Final = 0.1
 """Few lanes need no more to be apart."""
 LAG_EVERY_S: Final = 0.01
 """How long the sleep is whose lateness is the loop's lag."""
+CHECK_S: Final = 1.0
+"""How often it is looked whether requests wait for limits, after the last one was due."""
 MIN_CPU_S: Final = 0.1
 """The CPU share of less time says nothing: that of a process without a lane would be its own start."""
 
@@ -69,6 +73,14 @@ class Means(Protocol):
     def pacer(self) -> Waits:
         """Waits for the moment to send."""
 
+    @property
+    def grace_s(self) -> float:
+        """How long requests on their way may go on after a stop."""
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for the user's own limits."""
+
     def clock(self) -> float:
         """Monotonic seconds."""
 
@@ -103,6 +115,9 @@ class Sender:
         """One more than the highest number that was begun."""
         self._about = {"level": spec.label, "repeat": spec.repeat}
         self._stopped = anyio.Event()
+        self._all_begun = anyio.Event()
+        self._last_s = 0.0
+        """When the last request was sent, as far as that is known here."""
         self._sending = anyio.CancelScope()
         self._waiting = anyio.CancelScope()
         self.statistics = spec.statistics(slo)
@@ -135,6 +150,8 @@ class Sender:
         async with anyio.create_task_group() as services:
             services.start_soon(self._watch_lag)
             services.start_soon(self._watch_drain)
+            services.start_soon(self._watch_answers)
+            services.start_soon(self._watch_grace)
             with self._waiting:
                 await (self._closed() if self._spec.kind == "closed" else self._open())
             services.cancel_scope.cancel()
@@ -152,6 +169,25 @@ class Sender:
         await self._means.stopped()
         self.stop()
 
+    async def _watch_grace(self) -> None:
+        await self._stopped.wait()
+        await anyio.sleep(self._means.grace_s)
+        self._waiting.cancel()
+
+    async def _watch_answers(self) -> None:
+        """Gives up what is on its way when it has been waited for as long as the level says."""
+        spec = self._spec
+        if spec.drain_s is None:
+            return
+        with anyio.move_on_after(None if spec.duration_s is None else spec.duration_s - self.now_s):
+            await self._all_begun.wait()
+        while (left_s := self._last_s + spec.drain_s - self.now_s) > 0:
+            await anyio.sleep(min(left_s, CHECK_S))
+            # With nothing on its way users think.
+            if self._means.waiting or not self.in_flight:
+                self._last_s = self.now_s
+        self._waiting.cancel()
+
     # ── Closed ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _closed(self) -> None:
@@ -166,14 +202,19 @@ class Sender:
 
     async def _lane(self) -> None:
         while not self._stopped.is_set():
-            # A process without a lane must not keep numbers to itself.
-            number = self._part.number + self._taken * min(self._part.of, int(self._spec.value))
+            number = self._next_number()
             if self._spec.is_over(number, self.now_s):
                 return
             self._taken += 1
+            if self._spec.is_over(self._next_number(), self.now_s):
+                self._all_begun.set()
             self.in_flight += 1
             if not await self._session(self._begin(number), None):
                 return
+
+    def _next_number(self) -> int:
+        # A process without a lane must not keep numbers to itself.
+        return self._part.number + self._taken * min(self._part.of, int(self._spec.value))
 
     # ── Open ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -189,6 +230,7 @@ class Sender:
                     else:
                         self.in_flight += 1
                         sessions.start_soon(self._session, begun, when)
+                self._all_begun.set()
 
     # ── Both ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -223,7 +265,7 @@ class Sender:
             self.in_flight += 1
 
     async def _one(self, request: Request) -> Answer:
-        began = self.now_s
+        began = self._last_s = self.now_s
         try:
             answer = await self._means.send(request, self._about, self._zero_s)
         except anyio.get_cancelled_exc_class():

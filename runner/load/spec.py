@@ -1,7 +1,8 @@
 """One level, as every process that sends it must know it. Pure; travels between processes as JSON.
 
 A level ends sending after its time, after so many requests, or with its trace, whichever comes first. What counts lies
-between warm-up and cool-down; with neither everything counts, the last answers included.
+between warm-up and cool-down; with neither everything counts, the last answers included. Those are waited for, for
+`drain_s` at most.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ class LevelSpec:
     arrivals: str = ""
     """Open: the process as a user writes it; "trace" for the times of the test's trace."""
     seed: int = 0
+    drain_s: float | None = None
+    """How long the last answers are waited for; None: as long as they may take by themselves."""
     max_in_flight: int = 0
     """Open: what is due beyond it is dropped, and counted."""
     ends_s: float | None = None

@@ -9,7 +9,7 @@ Accepted: a long label is cut; load.json and the report have it whole.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from rich import box
@@ -25,6 +25,8 @@ from runner.load.results import Level, LoadResult, Quantiles
 STYLES: Final = {"ok": "green", "suspect": "yellow", "client-bound": "bold red"}
 LABEL_COLUMNS: Final = 20
 """A longer label goes on in the next line, and there it is cut: the figures are what the table is for."""
+MAX_TOLD: Final = 8
+"""Notes of one sort; the levels' own rows and the report's panels have the rest."""
 LABEL_CHARACTERS: Final = 36
 
 
@@ -38,18 +40,40 @@ def notes(result: LoadResult) -> Iterator[str]:
     """What a reader must know before believing the tables, one line each."""
     if not result.complete:
         yield "Interrupted: the levels above are what was measured until then."
-    for level in result.levels:
-        if level.errors:
-            kinds = ", ".join(f"{for_line(kind)} {n:,}" for kind, n in sorted(level.errors.items()))
-            yield f"failed at {_label(level)}: {kinds}"
-    for level in result.levels:
-        if level.client.verdict != "ok":
-            reasons = "; ".join(for_line(reason) for reason in level.client.reasons) or "no reason given"
-            yield f"{level.client.verdict}: {_label(level)}: {reasons}"
+    for kind in (_failures, _unanswered, _verdicts):
+        yield from _first(list(kind(result)))
     if any(level.client_bound for level in result.levels):
         yield "A client-bound level measures this client, not the server. Use more --workers or another machine."
     if any(_unsupported(level) for level in result.levels):
         yield f"{NONE}  {dict(TERMS)[NONE]}"
+
+
+def _failures(result: LoadResult) -> Iterator[str]:
+    for level in result.levels:
+        if level.errors:
+            kinds = ", ".join(f"{for_line(kind)} {n:,}" for kind, n in sorted(level.errors.items()))
+            yield f"failed at {_label(level)}: {kinds}"
+
+
+def _unanswered(result: LoadResult) -> Iterator[str]:
+    for level in result.levels:
+        if left := level.requests.in_flight_at_end:
+            when = "when --drain had passed" if level.complete else "when it was cut"
+            yield f"no answer at {_label(level)}: {left:,} in flight {when}, counted as having kept no objective"
+
+
+def _verdicts(result: LoadResult) -> Iterator[str]:
+    for level in result.levels:
+        if level.client.verdict != "ok":
+            reasons = "; ".join(for_line(reason) for reason in level.client.reasons) or "no reason given"
+            yield f"{level.client.verdict}: {_label(level)}: {reasons}"
+
+
+def _first(lines: Sequence[str]) -> Sequence[str]:
+    """So many that the tables stay in sight."""
+    if len(lines) <= MAX_TOLD:
+        return lines
+    return [*lines[: MAX_TOLD - 1], f"… and the same sort of note on {len(lines) - MAX_TOLD + 1} more levels"]
 
 
 def _heading(result: LoadResult) -> Text:

@@ -31,6 +31,8 @@ class Server:
         self.scheduled: list[float | None] = []
         self.most = 0
         self.now = 0
+        self.grace_s = 1e9
+        self.waiting = 0
         self._asked = anyio.Event()
 
     def clock(self):

@@ -162,3 +162,15 @@ def test_no_figure_is_cut_from_80_columns_on(width):
     text = shown(compare.compare(examples.healthy(1), examples.healthy(2)), width)
     assert "…" not in text
     assert max(map(len, text.splitlines())) <= width
+
+
+def test_what_differs_in_every_folder_on_purpose_is_not_told_as_a_difference():
+    before, after = (
+        examples.result(
+            [examples.level(1)], workload={"source": "synthetic", "describe": "x", "salt": salt, "shared": shared}
+        )
+        for salt, shared in (("a1", 0.0), ("b2", 0.5))
+    )
+    names = {each.name for each in compare.compare(before, after, "a", "b").differences}
+    assert "workload.salt" not in names
+    assert "workload.shared" in names

@@ -43,6 +43,12 @@ def test_with_a_number_of_requests_all_of_them_count():
     assert (first.requests, first.duration_s, first.warmup_s) == (100, None, 0.0)
 
 
+@pytest.mark.parametrize(("said", "drain_s"), [(None, 300.0), ("20s", 20.0), ("0s", 0.0)])
+def test_the_last_answers_are_waited_for_within_a_bound_whatever_ends_the_level(said, drain_s):
+    for changes in ({"duration": "5s"}, {"requests": 9}, {"rate": "2"}, {"trace": "t.csv"}):
+        assert options(drain=said, **changes).levels()[0].drain_s == drain_s
+
+
 @pytest.mark.parametrize(
     ("said", "label"),
     [

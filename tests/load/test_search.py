@@ -101,6 +101,16 @@ def test_a_bound_level_below_a_sound_one_was_a_hiccup():
     assert next_value(plan, tried) == 30
 
 
+def test_a_bound_level_below_a_sound_miss_is_tried_again_and_caps_only_if_it_is_bound_again():
+    plan = Plan(start=16)
+    tried = [Try(24, 1.0, "ok"), Try(26, 0.4, "ok"), Try(25, 1.0, "client-bound")]
+    assert next_value(plan, tried) == 25
+    assert outcome(plan, tried).limited_by == "slo"
+    assert outcome(plan, [*tried, Try(25, 0.9, "ok")]).best == 24
+    again = outcome(plan, [*tried, Try(25, 1.0, "client-bound")])
+    assert (again.best, again.limited_by) == (24, "client")
+
+
 def test_one_sound_repeat_is_enough_to_judge_a_value():
     plan = Plan(10, repeats=2)
     assert outcome(plan, [Try(10, 0.0, "client-bound"), Try(10, 1.0, "ok")]).best == 10

@@ -145,6 +145,55 @@ def test_after_cut_what_is_on_its_way_counts_as_in_flight():
     assert not sender.complete
 
 
+def test_after_stop_the_grace_period_bounds_the_waiting():
+    server = Server(lambda number: 1e6)
+    server.grace_s = 5.0
+
+    async def stop(sender):
+        await anyio.sleep(1.25)
+        sender.stop()
+
+    sender = sent(server, level("open", 2.0, duration_s=60.0), during=stop)
+    assert counts(sender) == {"offered": 3, "in_flight": 3}
+    assert not sender.complete
+
+
+@pytest.mark.parametrize("ends", [{"duration_s": 3.0}, {"requests": 6}, {"duration_s": 60.0, "requests": 6}])
+@pytest.mark.parametrize(("kind", "value"), [("closed", 6.0), ("open", 2.0)])
+def test_a_server_that_never_answers_ends_a_level_when_the_last_request_has_been_waited_for(kind, value, ends):
+    async def still_there(sender):
+        await anyio.sleep(90)
+        raise AssertionError("it still waits")
+
+    server = Server(lambda number: 1e6)
+    sender = sent(server, level(kind, value, drain_s=20.0, **ends), during=still_there)
+    assert counts(sender) == {"offered": 6, "in_flight": 6}
+    assert sender.complete
+
+
+def test_an_answer_within_the_drain_counts_and_a_later_one_is_in_flight():
+    server = Server(lambda number: (19.0, 30.0, 19.0)[number])
+    sender = sent(server, level("open", 1.0, requests=3, drain_s=20.0))
+    assert counts(sender) == {"offered": 3, "succeeded": 2, "in_flight": 1}
+
+
+def test_waiting_for_limits_and_thinking_are_no_waiting_for_answers():
+    server = Server()
+    sender = sent(server, level("open", 1.0, requests=1, drain_s=20.0), talks(3, think=30.0))
+    assert counts(sender) == {"offered": 3, "succeeded": 3}
+    limited = Server(lambda number: 100.0)
+    limited.waiting = 1
+
+    async def admitted(sender):
+        await anyio.sleep(95)
+        limited.waiting = 0
+
+    assert counts(sent(limited, level("open", 1.0, requests=1, drain_s=20.0), during=admitted)) == {
+        "offered": 1,
+        "succeeded": 1,
+    }
+
+
 def test_what_stops_the_test_stops_the_level():
     server = Server(lambda number: 1.0)
 

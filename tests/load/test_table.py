@@ -48,6 +48,22 @@ def test_latency_from_schedule_stands_below_latency_from_sending_in_an_open_loop
     assert "from schedule" not in shown(examples.healthy())
 
 
+def test_requests_that_were_given_up_are_told_and_not_left_to_a_subtraction():
+    whole = examples.open_loop()
+    requests = whole.levels[0].requests.model_copy(update={"in_flight_at_end": 7})
+    for complete, when in ((True, "when --drain had passed"), (False, "when it was cut")):
+        levels = (whole.levels[0].model_copy(update={"requests": requests, "complete": complete}), *whole.levels[1:])
+        text = shown(whole.model_copy(update={"levels": levels}), 160)
+        assert f": 7 in flight {when}" in text
+
+
+def test_notes_on_fifty_levels_leave_the_tables_in_sight():
+    level = examples.open_loop().levels[-1].model_copy(update={"errors": {"server_error": 3}})
+    told = list(table.notes(examples.open_loop().model_copy(update={"levels": (level,) * 50})))
+    assert len([note for note in told if note.startswith("failed at")]) == table.MAX_TOLD - 1
+    assert f"… and the same sort of note on {50 - table.MAX_TOLD + 1} more levels" in told
+
+
 def test_a_percentile_that_n_cannot_support_is_a_dash_with_a_footnote():
     text = shown(examples.healthy())
     assert "–" in row(text, "1 concurrent")[1]
