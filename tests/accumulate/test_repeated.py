@@ -83,7 +83,7 @@ def fed(blocks, *, looks, api=Api.CHAT):
     answer: Any = for_stream(api)
     if not looks:
         answer._tries = 0
-    said = []
+    said: list[Any] = []
     for block in blocks:
         try:
             said.append([tuple(delta) for delta in answer.feed("", block)])
