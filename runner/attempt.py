@@ -11,12 +11,11 @@ arrives at the socket itself (`arrived_ns`) has the better one.
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
-import anyio
 import httpx2
 
 from runner import accumulate, faults, sse
@@ -31,7 +30,7 @@ from runner.deadlines import Deadlines, Watch
 from runner.deltas import Delta
 from runner.faults import Fault, FaultKind
 from runner.foreign import FOREIGN, fault_of
-from runner.jobs import Api, Job
+from runner.jobs import Api, Job, StopAfter
 from runner.limits import (
     DRAIN_TIMEOUT_S,
     LARGE_EVENT_BYTES,
@@ -176,6 +175,8 @@ class _Reader:
         self._untaken = b""  # of the last block: what waits for the disk
         self._now_ns = 0  # when that block arrived
         self._behind = False  # the disk is
+        self._held = (0, 0)
+        """Bytes of the answer and of what is being read, as last bounded."""
         self._over = self._stopped = False  # nothing more is wanted; …because the job said so
         self._chars = begun.chars
         self._sent_ns = time.monotonic_ns()
@@ -245,7 +246,7 @@ class _Reader:
                 self._take_slices()
         self._ended_ns = time.monotonic_ns()
         if not self._stopped:
-            await _drain(body)
+            await body.drain(DRAIN_TIMEOUT_S)
 
     def _take(self, block: bytes, now_ns: int) -> bool:
         """Takes what one read brought; True when nothing more is wanted, or the disk is behind."""
@@ -254,35 +255,44 @@ class _Reader:
         self._size += len(block)
         if self._size > MAX_STREAM_BYTES:
             raise _FaultError(Fault(FaultKind.TOO_LARGE, f"the stream is larger than {MAX_STREAM_BYTES} bytes"))
-        self._untaken, self._now_ns = block, now_ns
+        self._now_ns = now_ns
+        if self._size <= SLICE_BYTES or len(block) <= SLICE_BYTES:
+            return self._take_slice(block)
+        self._untaken = block
         return self._take_slices()
 
     def _take_slices(self) -> bool:
         """Bit by bit where it is much."""
-        answer, decoder = self._answer, self._decoder
-        assert answer is not None
         self._behind = False
         while block := self._untaken[:SLICE_BYTES]:
             self._untaken = self._untaken[SLICE_BYTES:]
-            self._over = self._take_block(answer, block)
-            if self._over:
-                return True
-            _bound(self._answers, answer.held)
-            _bound(self._reading, decoder.held)
-            self._behind = not self._sink.has_room
-            if self._behind:
+            if self._take_slice(block):
                 return True
         return False
 
-    def _take_block(self, answer: Accumulator, block: bytes) -> bool:
-        """Takes a slice of what one read brought; True when nothing more is wanted."""
+    def _take_slice(self, block: bytes) -> bool:
+        """True when nothing more is wanted, or the disk is behind."""
+        answer = self._answer
+        assert answer is not None
+        self._over = self._take_events(answer, block)
+        if self._over:
+            return True
+        held = answer.held, self._decoder.held
+        if held != self._held:  # seldom: a text is counted a batch at a time
+            self._held = held
+            _bound(self._answers, held[0])
+            _bound(self._reading, held[1])
+        self._behind = not self._sink.has_room
+        return self._behind
+
+    def _take_events(self, answer: Accumulator, block: bytes) -> bool:
+        """Takes the events that a slice completes; True when nothing more is wanted."""
         try:
-            for event in self._decoder.feed(block):
-                self._bound_values(event.data)
-                deltas = answer.feed(event.name, event.data)
-                if deltas and self._take_deltas(deltas, self._now_ns):
-                    return True
-                if answer.ended:
+            for name, data in self._decoder.feed(block):
+                if len(data) > LARGE_EVENT_BYTES:
+                    self._bound_values(data)
+                deltas = answer.feed(name, data)
+                if (deltas and self._take_deltas(deltas)) or answer.ended:
                     return True
         except sse.LineTooLong as error:
             raise _FaultError(Fault(FaultKind.TOO_LARGE, str(error))) from error
@@ -291,26 +301,27 @@ class _Reader:
         return False
 
     def _bound_values(self, data: bytes) -> None:
-        if len(data) > LARGE_EVENT_BYTES and has_too_many_values(data, self._answers.allowance):
+        if has_too_many_values(data, self._answers.allowance):
             raise _FaultError(Fault(FaultKind.TOO_LARGE, f"{len(data):,} bytes of JSON hold too many values"))
 
-    def _take_deltas(self, deltas: Any, now_ns: int) -> bool:
+    def _take_deltas(self, deltas: Sequence[Delta]) -> bool:
         """Hands on the deltas of one chunk; True when the job wants no more of them."""
-        t_s = (now_ns - self._sent_ns) / 1e9
-        content = False
+        t_s = (self._now_ns - self._sent_ns) / 1e9
+        content = progress = False
         for delta in deltas:
             self._sink.delta(delta, t_s)
-            kind = delta.kind
+            kind, _, text = delta
             if kind.is_content:
-                content = True
-                self._chars += len(delta.text)
+                content = progress = True
+                self._chars += len(text)
             elif kind.is_progress:
-                self._watch.progress()
+                progress = True
+        if progress:
+            self._watch.progress()
         if not content:
             return False
-        self._watch.progress()
-        self._count_chunk(now_ns, t_s)
-        return self._enough()
+        self._count_chunk(self._now_ns, t_s)
+        return self._job.stop_after is not None and self._enough(self._job.stop_after)
 
     def _count_chunk(self, now_ns: int, t_s: float) -> None:
         result = self._result
@@ -319,16 +330,14 @@ class _Reader:
             result.ttft_s = t_s
             result.first_content_ns = now_ns
         else:
-            result.coalesced += now_ns == self._last_ns
-            result.gaps.add((now_ns - self._last_ns) / 1e9)
+            gap_ns = now_ns - self._last_ns
+            result.coalesced += gap_ns == 0
+            result.gaps.add(gap_ns / 1e9)
         if not result.first_text_ns and self._chars:
             result.first_text_ns = now_ns
         self._last_ns = now_ns
 
-    def _enough(self) -> bool:
-        wanted = self._job.stop_after
-        if wanted is None:
-            return False
+    def _enough(self, wanted: StopAfter) -> bool:
         self._stopped = (wanted.chunks is not None and self._result.chunks >= wanted.chunks) or (
             wanted.chars is not None and self._chars >= wanted.chars
         )
@@ -401,18 +410,3 @@ def _fault_in_stream(error: MalformedChunk | StreamError) -> Fault:
     if isinstance(error, StreamError):
         return faults.from_in_stream(error.error)
     return Fault(FaultKind.MALFORMED, str(error))
-
-
-async def _drain(body: ResponseBody) -> None:
-    """Reads the end of the body, which mostly came with the last event, so that the connection is kept.
-
-    What comes late, or is wrong with it, no longer matters: the answer is in. The connection is then closed instead.
-    """
-    if body.at_end:
-        return
-    with anyio.move_on_after(DRAIN_TIMEOUT_S):
-        try:
-            while not body.at_end and await body.read():
-                pass
-        except httpx2.TransportError:
-            return

@@ -106,6 +106,25 @@ class _Rate:
         return sum(amount for number, amount in self._bins if number >= first) / max(1.0, covered_s)
 
 
+class _Growth:
+    """How fast a count grows, by when it was looked at: who counts up a million times has no clock to ask."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._seen: deque[tuple[float, int]] = deque([(clock(), 0)])
+
+    def per_s(self, count: int) -> float:
+        """A second over the last WINDOW_S, or since it was last looked at where that is longer ago."""
+        now, seen = self._clock(), self._seen
+        while len(seen) > 1 and seen[1][0] <= now - WINDOW_S:
+            seen.popleft()
+        since, before = seen[0]
+        if now > seen[-1][0]:
+            seen.append((now, count))
+        # At least a second: the first chunks of a run are no rate.
+        return (count - before) / max(1.0, now - since)
+
+
 class Bottleneck:
     """What the first in line has waited for in the last seconds, from totals that only grow."""
 
@@ -134,11 +153,12 @@ class RunMetrics:
         self.total = total
         self.resumed = 0
         self.chunks = 0
+        """Chunks with content that have arrived; counted up by who takes them."""
         self.retries = Tally()
         """Attempts that failed, by kind of fault, as they happen."""
         self.totals = Totals()
         self._bottleneck = Bottleneck(clock)
-        self._chunk_rate = _Rate(clock)
+        self._chunk_rate = _Growth(clock)
         self._whole_rate = _Rate(clock)  # tokens of answers that came in one piece
         self._job_rate = _Rate(clock)
         self._eta_rate = _Rate(clock, ETA_WINDOW_S)
@@ -153,11 +173,6 @@ class RunMetrics:
     def attempt_failed(self, kind: str) -> None:
         """An attempt met a fault of this kind."""
         self.retries.note(kind)
-
-    def delta(self) -> None:
-        """A chunk with content arrived."""
-        self.chunks += 1
-        self._chunk_rate.add(1)
 
     def record(self, record: Mapping[str, Any]) -> None:
         """A job's final record is written."""
@@ -204,7 +219,7 @@ class RunMetrics:
 
     def snapshot(self, admission: AdmissionStatistics, pending_bytes: int = 0) -> Snapshot:
         """The state of now. `pending_bytes` waits for the disk."""
-        totals, chunks_per_s = self.totals, self._chunk_rate.per_s
+        totals, chunks_per_s = self.totals, self._chunk_rate.per_s(self.chunks)
         return Snapshot(
             total=self.total,
             resumed=self.resumed,

@@ -1,8 +1,11 @@
-"""What the platform lends: file descriptors, and the event loop it has."""
+"""What the platform lends: file descriptors, the event loop it has, and the garbage collector's patience."""
 
 from __future__ import annotations
 
+import gc
 import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
@@ -24,3 +27,20 @@ def raise_descriptor_limit() -> int:
 def event_loop() -> dict[str, Any]:
     """`backend_options` of `anyio.run`: uvloop where it is installed (it isn't made for Windows)."""
     return {"use_uvloop": find_spec("uvloop") is not None}
+
+
+@contextmanager
+def quiet_collector(thresholds: tuple[int, int, int]) -> Iterator[None]:
+    """A full pass stops everything for as long as it lasts: what lives is frozen, and passes are made rare.
+
+    The usual thresholds are 700, 10, 10.
+    """
+    before = gc.get_threshold()
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*thresholds)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+        gc.unfreeze()

@@ -49,7 +49,7 @@ class LineTooLong(Exception):
 class Decoder:
     """The state between two blocks: half a line, and the fields of an event that is not closed yet."""
 
-    __slots__ = ("_after_cr", "_blocks", "_blocks_size", "_data", "_head", "_limit", "_line", "_name")
+    __slots__ = ("_after_cr", "_blocks", "_blocks_size", "_data", "_head", "_idle", "_limit", "_line", "_name")
 
     def __init__(self, limit: int = MAX_SSE_LINE_BYTES) -> None:
         self._limit = limit
@@ -60,6 +60,7 @@ class Decoder:
         self._after_cr = False  # the last byte was a CR: an LF next belongs to it
         self._name = ""
         self._data: bytes | bytearray | None = None  # bytes while there is one line of it, so that it isn't copied
+        self._idle = True  # nothing is held: the next byte begins a line, and an event
 
     @property
     def pending(self) -> bool:
@@ -69,6 +70,8 @@ class Decoder:
     @property
     def held(self) -> int:
         """Bytes of what has no end yet."""
+        if self._idle:
+            return 0
         return self._blocks_size + len(self._line) + len(self._name) + len(self._data or b"")
 
     def feed(self, data: bytes) -> list[Event]:
@@ -78,17 +81,26 @@ class Decoder:
         are lost with it; a line that grows block by block meets no such company.
         """
         if (
-            not self._head
+            self._idle
             and data.startswith(b"data: ")
             and data.endswith(b"\n\n")
             and b"\r" not in data
             and len(data) <= self._limit
-            and not (self._after_cr or self._line or self._blocks or self._name or self._data is not None)
         ):
+            lines = data.count(b"\n")
+            if lines == 2:  # one event, of one line: what nearly every read brings
+                self._head = None
+                return [_new(Event, ("", data[6:-2]))]
             parts = data[6:-2].split(b"\n\ndata: ")
-            if data.count(b"\n") == 2 * len(parts):  # whole events of one line each: what nearly every read brings
+            if lines == 2 * len(parts):
                 self._head = None
                 return [_new(Event, ("", part)) for part in parts]
+        events = self._feed(data)
+        held = self._head or self._after_cr or self._line or self._blocks or self._name or self._data is not None
+        self._idle = not held
+        return events
+
+    def _feed(self, data: bytes) -> list[Event]:
         if self._head is not None:
             data = self._without_bom(data, self._head)
         if self._after_cr and data:

@@ -88,6 +88,17 @@ class ResponseBody(httpx2.AsyncByteStream, ABC):
                 size -= len(block)
         return b"".join(blocks)
 
+    async def drain(self, seconds: float) -> None:
+        """Reads the end of the body, which mostly came with the last event, so that the connection is kept.
+
+        What comes late, or is wrong with it, no longer matters: the answer is in. The connection is then closed.
+        """
+        if self.at_end:
+            return
+        with anyio.move_on_after(seconds), contextlib.suppress(httpx2.TransportError):
+            while not self.at_end and await self.read():
+                pass
+
     async def __aiter__(self) -> AsyncIterator[bytes]:
         """For AsyncOpenAI's own reading of a body."""
         while block := await self.read():

@@ -138,6 +138,7 @@ class JobRun:
         self._elsewhere = False
         """Whether the last attempt failed in a way that only its endpoint can't be used any more."""
         self._seq = 0
+        self._keeps_deltas = settings.deltas
         self._id_json = orjson.dumps(job.id)
         self._head = self._head_of(0)
         self._text_attempt = 0
@@ -337,8 +338,9 @@ class JobRun:
 
     def delta(self, delta: Delta, t_s: float) -> None:
         """One line of deltas.jsonl; part of the attempt's sink."""
-        bench = self._bench
-        if bench.settings.deltas:
+        bench, ticket = self._bench, self._ticket
+        assert ticket is not None
+        if self._keeps_deltas:
             # By hand: the head is encoded once an attempt, and a dict a chunk would cost as much again.
             seconds, micros = divmod(round(t_s * 1e6), 1_000_000)  # %.6f takes longer than all the rest
             payload = orjson.dumps(delta.payload)
@@ -346,9 +348,11 @@ class JobRun:
             bench.journal.delta(line)
         self._seq += 1
         if delta.kind.is_content:
-            bench.metrics.delta()
-            assert self._ticket is not None
-            bench.admission.received(self._ticket)
+            bench.metrics.chunks += 1
+            if ticket.accepted:
+                ticket.lane.endpoint.gate.concurrency.work += 1  # as `received`, but for the call
+            else:
+                bench.admission.received(ticket)
             if self._primes:
                 self._answer_begins()
         # Of several choices the first is echoed: side by side their words would make no sense.

@@ -31,7 +31,7 @@ def test_a_rate_is_that_of_the_last_ten_seconds():
     for _ in range(100):
         clock.now += 0.1
         for _ in range(5):
-            run.delta()
+            run.chunks += 1
     assert run.snapshot(AdmissionStatistics()).chunks_per_s == pytest.approx(50, rel=0.05)
     clock.now += 60
     assert run.snapshot(AdmissionStatistics()).chunks_per_s == 0
@@ -41,7 +41,7 @@ def test_live_tokens_follow_the_tokens_a_chunk_carried():
     run, clock = metrics()
     clock.now += 1
     for _ in range(10):
-        run.delta()
+        run.chunks += 1
     run.finished(Finished(ok=True, output_tokens=40, chunks=10))
     clock.now += 9
     now = run.snapshot(AdmissionStatistics())

@@ -39,6 +39,7 @@ class ChatChoice(Choice):
     """One choice of a chat completion."""
 
     known = frozenset({"index", "delta", "message", "logprobs", "finish_reason"})
+    place = ("delta", "content")
     __slots__ = ("_calls", "_content", "_others", "_refusal")
 
     def __init__(self, index: int, held: Held) -> None:
@@ -47,6 +48,11 @@ class ChatChoice(Choice):
         self._refusal: Text | None = None
         self._calls = ToolCalls(held)
         self._others: dict[str, Any] = {}
+
+    def take_text(self, text: str) -> None:
+        """See `Choice`."""
+        assert self._content is not None
+        self._content.add(text)
 
     def take_content(self, entry: dict[str, Any]) -> Delta | None:
         """Takes the entry's delta, to which it adds the choice's index."""

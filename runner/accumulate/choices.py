@@ -2,7 +2,8 @@
 
 A chunk's own fields go into the body thus: `id`, `object`, `created` and `model` from the first chunk that has them
 (Azure's first is empty), everything else from the last chunk where it isn't null (usage, service_tier,
-system_fingerprint, x_groq, moderation, …). They are the same in nearly every chunk, so that one comparison does.
+system_fingerprint, x_groq, moderation, …). They are the same in nearly every chunk, so that one comparison does; and
+where nothing but the text is another than in the chunk before, nothing but the text is read (`repeated`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, ClassVar
 from runner.accumulate.held import NODE_BYTES, Held, weigh
 from runner.accumulate.merge import build, update
 from runner.accumulate.parsing import DONE, MalformedChunk, Raw, clean, mend, parse, raise_error, read_usage
+from runner.accumulate.repeated import TRIES, Repeated, repeated_of
 from runner.deltas import Delta
 from runner.limits import MAX_CHOICES
 from runner.outcome import Usage
@@ -26,6 +28,8 @@ class Choice(ABC):
 
     known: ClassVar[frozenset[str]]
     """The keys of its entry in a chunk."""
+    place: ClassVar[tuple[str, ...]]
+    """Where its text stands in that."""
 
     __slots__ = ("_held", "fields", "finish", "index", "logprobs")
 
@@ -62,6 +66,10 @@ class Choice(ABC):
         self.logprobs = update(self.logprobs, logprobs, self._held)
 
     @abstractmethod
+    def take_text(self, text: str) -> None:
+        """Takes more of a text that has begun."""
+
+    @abstractmethod
     def take_content(self, entry: dict[str, Any]) -> Delta | None:
         """Takes what the choice is made of; None where there is nothing to tell. Raises MalformedChunk."""
 
@@ -82,7 +90,7 @@ class ChoicesAccumulator(ABC):
     object_name: ClassVar[str]
     make_choice: ClassVar[type[Choice]]
 
-    __slots__ = ("_asked", "_choices", "_done", "_held", "_last", "_raw", "_top")
+    __slots__ = ("_asked", "_choices", "_done", "_held", "_last", "_raw", "_repeated", "_top", "_tries")
 
     def __init__(self, choices: int = 1) -> None:
         self._asked = choices
@@ -92,11 +100,23 @@ class ChoicesAccumulator(ABC):
         self._last: dict[str, Any] = {}
         self._raw = False  # some strings may hold lone surrogates
         self._done = False
+        self._repeated: tuple[Repeated, Choice] | None = None
+        """What this chunk may have in common with the last one."""
+        self._tries = TRIES + 1  # the first text may be the only one
 
     def feed(self, name: str, data: bytes) -> Sequence[Delta]:
         """See `Accumulator`."""
-        if self._done:
-            return ()
+        if self._repeated is not None and not name:
+            repeated, choice = self._repeated
+            delta = repeated.delta_of(data)
+            if delta is not None:
+                self._tries = TRIES
+                choice.take_text(delta[2])
+                return (delta,)
+        return () if self._done else self._parse(name, data)
+
+    def _parse(self, name: str, data: bytes) -> Sequence[Delta]:
+        self._repeated = None
         top = parse(name, data)
         if top is None:
             self._done = data.startswith(DONE)
@@ -110,7 +130,19 @@ class ChoicesAccumulator(ABC):
         if entries is None:
             return ()
         deltas = self._take_choices(entries)
-        return [Delta(kind, clean(payload), mend(text)) for kind, payload, text in deltas] if raw else deltas
+        if raw:
+            return [Delta(kind, clean(payload), mend(text)) for kind, payload, text in deltas]
+        if self._tries and len(entries) == len(deltas) == 1:
+            self._look_for_common(data, deltas[0])
+        return deltas
+
+    def _look_for_common(self, data: bytes, delta: Delta) -> None:
+        self._tries -= 1
+        if self._tries == TRIES:
+            return
+        choice = self._choices[delta.payload["index"]]
+        repeated = repeated_of(data, delta, choice.place)
+        self._repeated = repeated and (repeated, choice)
 
     def _take_top(self, top: dict[str, Any]) -> None:
         if top.get("error") is not None or top.get("object") == "error":

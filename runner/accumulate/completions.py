@@ -17,11 +17,16 @@ class TextChoice(Choice):
     """One choice of a legacy completion."""
 
     known = frozenset({"index", "text", "logprobs", "finish_reason"})
+    place = ("text",)
     __slots__ = ("_text",)
 
     def __init__(self, index: int, held: Held) -> None:
         super().__init__(index, held)
         self._text = Text(held)
+
+    def take_text(self, text: str) -> None:
+        """See `Choice`."""
+        self._text.add(text)
 
     def take_content(self, entry: dict[str, Any]) -> Delta | None:
         """Takes the entry's text; no Delta where there is neither text nor logprobs."""

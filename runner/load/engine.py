@@ -7,18 +7,17 @@ caller how every request went.
 
 from __future__ import annotations
 
-import gc
 import random
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import anyio
 
-from runner import tokens
+from runner import resources, tokens
 from runner.admission import Admission
 from runner.attempt import Attempted
 from runner.drain import Drain
@@ -102,7 +101,7 @@ class Engine:
         try:
             async with self._ledger.opened(), anyio.create_task_group() as services:
                 services.start_soon(self._admission.run)
-                with _quiet_collector():
+                with resources.quiet_collector(_RARE):
                     yield
                 services.cancel_scope.cancel()
         finally:
@@ -178,20 +177,6 @@ class Engine:
             self.drain.ask(4, "an answer's model has no price, so --max-cost can't be kept")
         elif self.metrics.cost >= self._max_cost:
             self.drain.ask(4, f"{self.metrics.cost:.2f} spent (--max-cost {self._max_cost:g})")
-
-
-@contextmanager
-def _quiet_collector() -> Iterator[None]:
-    """A full pass stops everything for as long as it lasts: what lives is frozen, and passes are made rare."""
-    before = gc.get_threshold()
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*_RARE)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)
-        gc.unfreeze()
 
 
 def has_limits(settings: Settings) -> bool:

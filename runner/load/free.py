@@ -52,6 +52,7 @@ class FreeAdmission(Admission):
 
     def received(self, ticket: Ticket, chunks: int = 1) -> None:
         """Nothing adapts."""
+        ticket.accepted = True
 
     def concluded(self, ticket: Ticket, fault: Fault | None) -> None:
         """No endpoint is given up for its failures."""

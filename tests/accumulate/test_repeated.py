@@ -1,0 +1,141 @@
+"""Chunks that are read by what they have in common say what they would have said if they had been parsed."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runner.accumulate import MalformedChunk, StreamError, for_stream
+from runner.jobs import Api
+
+WRITERS = (
+    orjson.dumps,
+    lambda chunk: json.dumps(chunk).encode(),
+    lambda chunk: json.dumps(chunk, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass"),
+    lambda chunk: json.dumps(chunk).replace('"delta": {"content"', '"delta": {"\\u0063ontent"').encode(),
+)
+TEXTS = st.text(max_size=6) | st.sampled_from(
+    ["", "x", "x", " a", '"', "\\", '","content":"', "}", "é", "😀", "\u2028", "\x00"]
+)
+ODD = st.sampled_from(
+    [
+        {"content": "x", "role": "assistant"},
+        {"content": "x", "refusal": None, "tool_calls": None},
+        {"content": "x", "reasoning_content": "hm"},
+        {"content": "x", "reasoning_content": ""},
+        {"content": "x", "nested": {"content": "x"}},
+        {"content": None},
+        {"refusal": "no"},
+        {"tool_calls": [{"index": 0, "function": {"arguments": "{"}}]},
+        {},
+    ]
+)
+ENTRIES = st.fixed_dictionaries(
+    {},
+    optional={
+        "index": st.sampled_from([0, 0, 0, 1, None]),
+        "finish_reason": st.sampled_from([None, "", "stop"]),
+        "logprobs": st.sampled_from([None, None, {"content": [{"token": "x"}]}, {"tokens": ["x"]}]),
+        "content_filter_results": st.sampled_from([{}, {"hate": {"filtered": False}}]),
+        "stop_reason": st.none(),
+    },
+)
+TOPS = st.fixed_dictionaries(
+    {},
+    optional={
+        "id": st.sampled_from(["c", "d"]),
+        "created": st.sampled_from([1, 2]),
+        "content": st.just("x"),
+        "usage": st.sampled_from([None, {"prompt_tokens": 1, "completion_tokens": 2}]),
+        "obfuscation": st.text(alphabet="ab", max_size=3),
+        "error": st.none(),
+    },
+)
+
+
+@st.composite
+def streams(draw):
+    """Mostly one template with other texts, now and then something else."""
+    write, top, entry = draw(st.sampled_from(WRITERS)), draw(TOPS), draw(ENTRIES)
+    common = draw(st.sampled_from([{}, {}, {}]) | ODD)
+    blocks = []
+    for _ in range(draw(st.integers(1, 12))):
+        kind = draw(st.sampled_from(["text"] * 6 + ["odd", "top", "entry", "cut", "done"]))
+        if kind == "top":
+            top = draw(TOPS)
+        elif kind == "entry":
+            entry = draw(ENTRIES)
+        delta = draw(ODD) if kind == "odd" else {**common, "content": draw(TEXTS)}
+        block = write({**top, "choices": [{**entry, "delta": delta}]})
+        if kind == "cut":
+            at = draw(st.integers(0, len(block)))
+            block = block[:at] + draw(st.sampled_from([b"", b'"', b",", b"\\ud83d", b"\xff", b" "])) + block[at:]
+        blocks.append(b"[DONE]" if kind == "done" else block)
+    return blocks
+
+
+def fed(blocks, *, looks, api=Api.CHAT):
+    answer: Any = for_stream(api)
+    if not looks:
+        answer._tries = 0
+    said: list[Any] = []
+    for block in blocks:
+        try:
+            said.append([tuple(delta) for delta in answer.feed("", block)])
+        except (MalformedChunk, StreamError) as error:
+            said.append(repr(error))
+            break
+    return orjson.dumps([[str(deltas)] for deltas in said]), orjson.dumps(answer.body()), answer.usage, answer.complete
+
+
+@given(streams())
+def test_it_says_what_parsing_every_chunk_says(blocks):
+    assert fed(blocks, looks=True) == fed(blocks, looks=False)
+
+
+@given(streams())
+def test_a_legacy_completion_says_so_too(blocks):
+    blocks = [block.replace(b'"delta"', b'"rest"').replace(b'"choices": [{', b'"choices":[{') for block in blocks]
+    blocks = [block.replace(b'"choices":[{', b'"choices":[{"text":"ab",') for block in blocks]
+    assert fed(blocks, looks=True, api=Api.COMPLETIONS) == fed(blocks, looks=False, api=Api.COMPLETIONS)
+
+
+@pytest.mark.parametrize("write", WRITERS[:3])
+def test_a_plain_stream_is_not_parsed_again(write, monkeypatch):
+    answer: Any = for_stream(Api.CHAT)
+    parsed = []
+    parse = type(answer)._parse
+
+    def counted(self, name, data):
+        parsed.append(data)
+        return parse(self, name, data)
+
+    monkeypatch.setattr(type(answer), "_parse", counted)
+    for number in range(100):
+        choice = {"index": 0, "delta": {"content": f" wörd {number}"}, "finish_reason": None}
+        answer.feed("", write({"id": "c", "choices": [choice]}))
+    assert len(parsed) == 2, "the first text, and the one that shows what is common"
+    assert answer.body()["choices"][0]["message"]["content"] == "".join(f" wörd {number}" for number in range(100))
+
+
+def test_the_text_is_that_which_is_read_and_none_that_looks_like_it():
+    answer = for_stream(Api.CHAT)
+    chunk = b'{"content":"x","choices":[{"delta":{"\\u0063ontent":"x"}}]}'
+    texts = [
+        delta.text for data in [chunk] * 3 + [chunk.replace(b':"x",', b':"y",')] for delta in answer.feed("", data)
+    ]
+    assert texts == ["x"] * 4
+
+
+def test_a_stream_without_a_template_is_soon_left_alone(monkeypatch):
+    looked = []
+    monkeypatch.setattr("runner.accumulate.choices.repeated_of", lambda *args: looked.append(args))
+    answer = for_stream(Api.CHAT)
+    for number in range(100):
+        answer.feed("", orjson.dumps({"id": f"c{number}", "choices": [{"delta": {"content": "x"}}]}))
+    assert len(looked) == 8
