@@ -72,6 +72,8 @@ AUTO_CONCURRENCY_START: Final = 8
 """Where `--concurrency auto` begins."""
 AUTO_CONCURRENCY_MAX: Final = 4_096
 """Where `--concurrency auto` stops growing: 30,000 answers a minute that last 8 s each. A stream takes some 50 KiB."""
+CHUNKS_AT_ONCE: Final = 8
+"""Throughput is measured by chunks: to count every one by itself would cost more than to read its text."""
 MAX_LANES: Final = 256
 """Models with a queue and limits of their own; a file that names more shares the first one's."""
 BACKOFF_ROOM: Final = 2

@@ -34,6 +34,7 @@ from runner.errors import OutputError
 from runner.faults import Fault, FaultKind
 from runner.jobs import Job, Rejected
 from runner.journal import Journal
+from runner.limits import CHUNKS_AT_ONCE
 from runner.metrics import RunMetrics
 from runner.outcome import Completed, Failed, Outcome, Usage
 from runner.primers import Primers
@@ -131,13 +132,12 @@ class JobRun:
         self._history = History(model if isinstance(model, str) else None)
         key = job.body.get("prompt_cache_key")
         self._cache_key = key if isinstance(key, str) else None
-        self._primes = False
-        """Whether others wait for its answer to begin."""
+        self._primes = False  # others wait for its answer to begin
         self._read_at = time.monotonic()
         self._last: Attempted | None = None
-        self._elsewhere = False
-        """Whether the last attempt failed in a way that only its endpoint can't be used any more."""
+        self._elsewhere = False  # the last attempt failed in a way that rules out its endpoint alone
         self._seq = 0
+        self._uncounted = 0  # chunks with content that admission hasn't been told of
         self._keeps_deltas = settings.deltas
         self._id_json = orjson.dumps(job.id)
         self._head = self._head_of(0)
@@ -269,10 +269,11 @@ class JobRun:
         bench.admission.concluded(ticket, fault)
         if fault is not None:
             self._failed(ticket, fault)
-        elif not attempted.chunks:
-            bench.admission.received(ticket)  # an answer that came as a whole
-        if fault is None and self._primes:
-            self._answer_begins()
+        else:
+            self._uncounted += not attempted.chunks  # an answer that came as a whole counts as one
+            self._count_chunks(ticket)
+            if self._primes:
+                self._answer_begins()
         return attempted
 
     def _headers_came(self, response: httpx2.Response) -> None:
@@ -349,15 +350,18 @@ class JobRun:
         self._seq += 1
         if delta.kind.is_content:
             bench.metrics.chunks += 1
-            if ticket.accepted:
-                ticket.lane.endpoint.gate.concurrency.work += 1  # as `received`, but for the call
-            else:
-                bench.admission.received(ticket)
+            self._uncounted += 1
+            if self._uncounted == CHUNKS_AT_ONCE or not ticket.accepted:
+                self._count_chunks(ticket)
             if self._primes:
                 self._answer_begins()
         # Of several choices the first is echoed: side by side their words would make no sense.
         if bench.echo is not None and delta.text and not delta.payload.get("index"):
             bench.echo.text(self._job.id, delta.text)
+
+    def _count_chunks(self, ticket: Ticket) -> None:
+        self._bench.admission.received(ticket, self._uncounted)
+        self._uncounted = 0
 
     def _answer_begins(self) -> None:
         assert self._bench.primers is not None
