@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from runner.faults import Fault, FaultKind
+from runner.redact import shortened
 
 JSON: Final = "application/json"
 EVENT_STREAM: Final = "text/event-stream"
@@ -28,9 +29,9 @@ class Announced(NamedTuple):
         """Why a body isn't read where this media type is wanted; None where it is."""
         if self.encoding != "identity":
             # Identity was asked for.
-            return Fault(FaultKind.WRONG_CONTENT, f"the server compressed its answer ({self.encoding[:40]})")
+            return Fault(FaultKind.WRONG_CONTENT, f"the server compressed its answer: {shortened(self.encoding, 40)}")
         if self.media_type != wanted:
-            message = f"expected {wanted}, the server sent {self.media_type[:80] or 'no content type'}"
+            message = f"expected {wanted}, the server sent {shortened(self.media_type, 80) or 'no content type'}"
             return Fault(FaultKind.WRONG_CONTENT, message, status=status)
         return None
 

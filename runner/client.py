@@ -33,8 +33,9 @@ async def _refusal(response: httpx2.Response, request: httpx2.Request) -> httpx2
         content = await body.read_some(MAX_ERROR_BODY_BYTES, ERROR_BODY_TIMEOUT_S)
     finally:
         await body.aclose()
-    coded = ("content-encoding", "content-length", "transfer-encoding")
-    headers = [(name, value) for name, value in response.headers.multi_items() if name.lower() not in coded]
+    coded = (b"content-encoding", b"content-length", b"transfer-encoding")
+    # As bytes: as text, a header that isn't ASCII could not be put into a Response again.
+    headers = [(name, value) for name, value in response.headers.raw if name.lower() not in coded]
     return httpx2.Response(response.status_code, headers=headers, content=content, request=request)
 
 

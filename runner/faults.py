@@ -14,12 +14,14 @@ import enum
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
 
 from runner import ratelimits
 from runner.limits import MAX_ERROR_TEXT_CHARS, MAX_RETRY_AFTER_S
 from runner.ratelimits import UNKNOWN, RateLimits
+from runner.redact import shortened
 
 
 class FaultKind(enum.Enum):
@@ -222,7 +224,7 @@ def _message(error: Mapping[str, Any], body: Any, default: str) -> str:
     text = error.get("message")
     if not isinstance(text, str) or not text:
         text = body if isinstance(body, str) and body.strip() else default
-    return text.strip()[:MAX_ERROR_TEXT_CHARS]
+    return shortened(text, MAX_ERROR_TEXT_CHARS).strip()
 
 
 def from_status(status: int, headers: Mapping[str, str], body: Any, wall_now_s: float) -> Fault:
@@ -245,7 +247,7 @@ def from_status(status: int, headers: Mapping[str, str], body: Any, wall_now_s: 
         status=status,
         server_code=words[0] if words else None,
         retry_after_s=retry_after(headers, wall_now_s),
-        body=body,
+        body=shortened(body, MAX_ERROR_TEXT_CHARS) if isinstance(body, str) else body,
         request_id=headers.get("x-request-id"),
         limits=ratelimits.read(headers),
         should_retry={"true": True, "false": False}.get(should.lower()) if should else None,
@@ -320,10 +322,12 @@ def _number(text: str | None) -> float | None:
 
 
 def _http_date(text: str | None) -> float | None:
+    """Unix time. All three forms of RFC 9110 §5.6.7 are UTC, though one of them doesn't say so."""
     if not text:
         return None
     try:
-        return parsedate_to_datetime(text).timestamp()
+        when = parsedate_to_datetime(text)
+        return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
     except (ValueError, OverflowError, TypeError, IndexError):
         return None
 

@@ -15,6 +15,7 @@ import orjson
 from runner import faults
 from runner.faults import Fault, FaultKind
 from runner.limits import MAX_ERROR_TEXT_CHARS
+from runner.redact import shortened
 
 _FD_ERRNOS = frozenset({errno.EMFILE, errno.ENFILE})
 
@@ -51,7 +52,7 @@ def parse_error_body(content: bytes) -> Any:
         body = orjson.loads(content)
         orjson.dumps([[[[body]]]])  # what is nested deeper than a record can hold is kept as text
     except (orjson.JSONDecodeError, orjson.JSONEncodeError, TypeError):
-        return content.decode("utf-8", "replace")[:MAX_ERROR_TEXT_CHARS]
+        return shortened(content.decode("utf-8", "replace"), MAX_ERROR_TEXT_CHARS)
     return body
 
 
@@ -68,5 +69,5 @@ def _innermost_message(chain: tuple[BaseException, ...]) -> str:
     for link in reversed(chain):
         text = str(link).strip()
         if text:
-            return text[:MAX_ERROR_TEXT_CHARS]
+            return shortened(text, MAX_ERROR_TEXT_CHARS)
     return type(chain[0]).__name__

@@ -1,51 +1,46 @@
 """Secrets out of text that leaves the program in a log, an error record, a manifest or a message. Pure.
 
-Two passes. First the secrets that are known, by length:
-
-- 8 characters and more: literally, and as they look percent-encoded, JSON-escaped (once or twice), HTML-escaped, in a
-  Python repr of text or bytes and in base64, alone or in the middle of something longer (`user:secret` of Basic
-  credentials);
-- 4 to 7 with a digit or a sign in them: literally, where no letter or digit touches them: "k-12" is not to be cut out
-  of "k-120";
-- 4 to 7 letters, and less than 4 of anything: not at all. Such a value is a placeholder ("none", "EMPTY", "dummy"), and
-  ordinary text has it.
+Two passes. First the secrets that are known, in every form of `spellings`.
 
 Then what looks like a secret by where it stands: `sk-…`, `Bearer …`, `Basic …`, `api-key: …` and its spellings in
 headers, JSON and reprs, `…key=` and the like in a URL's query, `//user:password@`. Only the secret is replaced, so a
-reader sees where it was. Twice is the same as once.
+reader sees where it was.
+
+A cut may leave the beginning of a secret, which looks like nothing. So whoever shortens a text does it by `shortened`,
+which marks the end, and before a mark as much is left out as might be the beginning of a secret: of a known one, be it
+a letter, or of what looks like one with anything behind it.
 
 A failed job's half answer is redacted in the event loop, and may have megabytes. So expressions are tried only where a
 literal that each of their matches contains was found: ten megabytes of prose take a twentieth of a second.
 
 Accepted: an unknown token after "Bearer" that is a short word of lower-case letters is left; "Bearer Certificates"
-loses its second word; a secret that was cut in two before it came here is not found; text made of little but such
-literals goes at the speed of the expressions, a tenth of a second for a megabyte.
+loses its second word; a shortened text may lose its last letters where they are the first of a key; text made of
+little but such literals goes at the speed of the expressions, a tenth of a second for a megabyte.
 """
 
 from __future__ import annotations
 
-import base64
-import html
-import json
 import logging
 import re
 import traceback
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 from itertools import chain, islice
-from typing import Any, AnyStr, Final, NamedTuple
-from urllib.parse import quote, quote_plus
+from typing import Any, AnyStr, Final
 
 import orjson
 
 from runner.limits import MAX_REDACTED_DEPTH, MAX_REDACTED_VALUES
+from runner.spellings import MIN_SECRET_CHARS, forms_of
 
 REPLACEMENT: Final = "[redacted]"
-MIN_SECRET_CHARS: Final = 4
-"""A shorter one is ignored."""
-MIN_ENCODED_CHARS: Final = 8
-"""From here on a secret is looked for in its encoded forms too."""
 CUT: Final = "[too large to redact]"
 """Stands for what lies beyond the bounds of `redact_json`."""
+MORE: Final = "…"
+"""The end of a text that was shortened."""
+_GOES_ON: Final = "aA0" * 8 + "@"
+"""In the place of what was cut off: the longest token that an expression asks for, and the end of a password."""
 
 _QUOTE: Final = r"""\\*["']?"""
 # A header, a JSON member, a keyword argument, or a pair in the repr of a list of raw headers.
@@ -80,23 +75,53 @@ _SPARSE: Final = 16
 """Where there is a place to look at in fewer characters than this, one pass over all of them is quicker."""
 
 
+def shortened(text: str, most: int) -> str:
+    """The text in at most so many characters. One as long as that may have been cut before, and counts as cut."""
+    return text if len(text) < most else text[: most - 1] + MORE
+
+
 class Redactor:
     """Replaces secrets. Made once a run; it holds them in patterns, so it has no repr that shows them."""
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
-        forms = {form for secret in secrets for form in _forms(secret)}
+        forms = {form for secret in secrets for form in forms_of(secret)}
         # The longest first: an encoded form may begin with the plain one, one secret with another.
         ordered = sorted(forms, key=lambda form: (-len(form.text), form))
-        self._known = re.compile("|".join(form.pattern for form in ordered))
+        self._patterns = "|".join(form.pattern for form in ordered)
+        self._sorted = sorted({form.text for form in forms})
+        self._longest = max(map(len, self._sorted), default=0)
         self._texts: dict[str, list[str]] = {}
         for form in ordered:
             self._texts.setdefault(_mark(form.text), []).append(form.text)
         self._in_json = {_json_inside(mark): [*map(_json_inside, texts)] for mark, texts in self._texts.items()}
 
+    @cached_property
+    def _known(self) -> re.Pattern[str]:
+        """Any form. Few runs need it, and for a key of 164 characters it takes 30 ms."""
+        return re.compile(self._patterns)
+
     def redact(self, text: str) -> str:
         """The text without secrets."""
         if len(text) < MIN_SECRET_CHARS:
             return text
+        if text.endswith(MORE):
+            return self._redact_cut(text.removesuffix(MORE)) + MORE
+        return self._redact_whole(text)
+
+    def _redact_cut(self, text: str) -> str:
+        """What was cut off may have been the rest of a secret."""
+        starts = range(max(0, len(text) - self._longest), len(text))
+        end = next((start for start in starts if self._begins(text[start:])), len(text))
+        shown = self._redact_whole(text[:end] + _GOES_ON)
+        kept = shown.removesuffix(_GOES_ON)
+        return kept if kept != shown else shown.removesuffix("@")
+
+    def _begins(self, text: str) -> bool:
+        """Whether a form of a known secret begins so."""
+        at = bisect_left(self._sorted, text)
+        return at < len(self._sorted) and self._sorted[at].startswith(text)
+
+    def _redact_whole(self, text: str) -> str:
         # `in` looks for a form some fifty times faster than an expression passes over the text.
         found = [form for mark, forms in self._texts.items() if mark in text for form in forms if form in text]
         if found:
@@ -235,71 +260,10 @@ def _keep_place(match: re.Match[str]) -> str:
     return (match[match.lastindex] if match.lastindex else "") + REPLACEMENT
 
 
-# ── Forms of a known secret ──────────────────────────────────────────────────────────────────────────────────────────
-
-
-class _Form(NamedTuple):
-    """One way in which a secret may stand in a text."""
-
-    text: str
-    pattern: str  # a regular expression for it, with what goes with it
-
-
 def _mark(form: str) -> str:
     """What begins its first escape: a search for it stands for those for all forms that have it."""
     escape = re.search(r"[\\%&].{0,4}", form, re.DOTALL)
     return escape[0] if escape else ""
-
-
-def _forms(secret: str) -> Iterator[_Form]:
-    """Every form that is looked for; none of what is no secret."""
-    if len(secret) < MIN_ENCODED_CHARS:
-        if len(secret) >= MIN_SECRET_CHARS and not secret.isalpha():
-            yield _Form(secret, rf"(?<![^\W_]){re.escape(secret)}(?![^\W_])")
-        return
-    data = secret.encode("utf-8", "surrogatepass")
-    # Bytes that were taken for Latin-1 on the way, as header values are, look like another text.
-    texts = {form for spelt in (secret, data.decode("latin-1")) for form in _spellings(spelt)}
-    for text in texts | set(_percent_encoded(data)) | {repr(data)[2:-1]}:
-        yield _Form(text, re.escape(text))
-    for text in _base64_cores(data):
-        # The characters round the core belong half to the secret: they go with it.
-        yield _Form(text, rf"[A-Za-z0-9+/_-]?{re.escape(text)}[A-Za-z0-9+/_-]?={{0,2}}")
-
-
-def _spellings(secret: str) -> Iterator[str]:
-    """As it stands in text, JSON, JSON inside of JSON, Python and JavaScript literals and HTML."""
-    written = {json.dumps(secret, ensure_ascii=ascii_only)[1:-1] for ascii_only in (True, False)}
-    # Some writers escape the slash, some what HTML would take for its own, some all but letters and digits.
-    written |= {form.replace("/", "\\/") for form in written}
-    for unsafe in ("[<>&]", "[<>&'+]", "[^A-Za-z0-9]", r"[^\w]"):
-        written |= {_escaped(secret, unsafe, to) for to in ("\\u{:04x}", "\\u{:04X}", "\\x{:02x}", "\\x{:02X}")}
-    written |= {json.dumps(form)[1:-1] for form in written} | {json.dumps(html.escape(secret))[1:-1]}
-    pages = {html.escape(secret), html.escape(secret, quote=False), html.escape(secret).replace("&#x27;", "&#39;")}
-    yield from {secret, repr(secret)[1:-1]} | written | pages
-
-
-def _escaped(secret: str, unsafe: str, spelt: str) -> str:
-    """The inside of a JSON string that spells out the unsafe characters, and escapes others where it must."""
-    spelt_out = (spelt.format(ord(letter)) if re.match(unsafe, letter) else None for letter in secret)
-    return "".join(new or json.dumps(letter)[1:-1] for letter, new in zip(secret, spelt_out, strict=True))
-
-
-def _percent_encoded(data: bytes) -> Iterator[str]:
-    """As the encoders at large leave different signs alone: Python's, JavaScript's, those of paths and of queries."""
-    quoted = {quote(data, safe=safe) for safe in ("", "/", "!'()*", "!$&'()*+,;=:@", "!$&'()*+,;=:@/", "!$'()*,;:@/?")}
-    quoted |= {quote_plus(data)}
-    quoted |= {re.sub("%..", lambda match: match[0].lower(), form) for form in quoted}
-    yield from quoted | {form.replace("%", "%25") for form in quoted}
-
-
-def _base64_cores(data: bytes) -> Iterator[str]:
-    """What base64 makes of the data wherever it stands in something longer: six bits a character, three offsets."""
-    for offset in range(3):
-        encoded = base64.b64encode(bytes(offset) + data).decode()
-        core = encoded[-(-8 * offset // 6) : 8 * (offset + len(data)) // 6]
-        yield core.translate({ord("+"): "-", ord("/"): "_"})
-        yield from {core, quote(core, safe=""), quote(quote(core, safe="")), core.replace("/", "\\/")}
 
 
 # ── JSON-able values ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -310,6 +274,7 @@ _PLAIN_JSON: Final = (
 """What may look different in its `str` is left to the walk."""
 _SHORT_CHARS: Final = 32
 _LITERAL_END: Final = re.compile(rb'(?:[^"\\]++|\\.)*+"', re.DOTALL)
+_CUT_END: Final = f'{MORE}"'.encode()
 _BARE: Final = b"[]{},:+-.0123456789Etruefalsn"  # what may stand outside of the strings of a JSON text
 
 
@@ -333,7 +298,7 @@ def _json_inside(text: str) -> bytes:
 def _needles(data: bytes) -> tuple[bytes, ...]:
     """What every match of _SHAPES holds, in lower case, and none of it what could stand outside of a string."""
     names = _NAMES if b"=" in data else ()
-    return (b"sk-", *_WORDS, *names, *((b"//",) if b"@" in data else ()))
+    return (b"sk-", *_WORDS, *names, _CUT_END, *((b"//",) if b"@" in data else ()))
 
 
 def _text_of(literal: bytes) -> str | None:

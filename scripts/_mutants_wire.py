@@ -16,9 +16,23 @@ MUTANTS = (
     Mutant(
         "retry everything: every exception, cancellation too",
         (
-            Edit("runner/retries.py", "        if fault is None:\n            return False\n", ""),
-            Edit("runner/retries.py", "        if fault.row.throttle:\n", "        if fault and fault.row.throttle:\n"),
-            Edit("runner/retries.py", "        return fault.retry\n", "        return state.outcome.failed\n"),
+            Edit("runner/retries.py", "        if failed is None:\n            return False\n", ""),
+            Edit(
+                "runner/retries.py",
+                "        if failed.elsewhere:  # no fault",
+                "        if failed and failed.elsewhere:  # no fault",
+            ),
+            Edit(
+                "runner/retries.py",
+                "        if failed.fault.row.throttle:\n",
+                "        if failed and failed.fault.row.throttle:\n",
+            ),
+            Edit("runner/retries.py", "        return failed.fault.retry\n", "        return state.outcome.failed\n"),
+            Edit(
+                "runner/retries.py",
+                "        assert failed is not None\n        if failed.elsewhere:\n",
+                "        if failed is None or failed.elsewhere:\n",
+            ),
         ),
         (
             "tests/test_retries.py::test_cancellation_passes_through_at_once",
@@ -62,10 +76,7 @@ MUTANTS = (
     Mutant(
         "redirects on",
         (Edit("runner/transport.py", "allow_redirects=False", "allow_redirects=True"),),
-        (
-            "tests/test_scenarios.py::test_a_redirect_is_not_followed",
-            "tests/test_scenarios.py::test_a_scenario_ends_as_the_table_says[redirect_307-chat]",
-        ),
+        ("tests/test_scenarios.py::test_a_redirect_is_not_followed[aiohttp]",),
     ),
     Mutant(
         "burst of the RPM bucket doubled",
@@ -74,7 +85,7 @@ MUTANTS = (
     ),
     Mutant(
         "refund ignored",
-        (Edit("runner/lanes.py", "self._gate.correct(need.tokens - real.tokens)", "self._gate.correct(0)"),),
+        (Edit("runner/lanes.py", "self._gate.correct(need.tokens - real.tokens,", "self._gate.correct(0,"),),
         ("tests/test_admission.py::test_refunds_raise_the_throughput_to_the_real_usage",),
     ),
     Mutant(
@@ -82,8 +93,8 @@ MUTANTS = (
         (
             Edit(
                 "runner/lanes.py",
-                "self._gate.correct(need.tokens - real.tokens)",
-                "self._gate.correct(2 * (need.tokens - real.tokens))",
+                "self._gate.correct(need.tokens - real.tokens,",
+                "self._gate.correct(2 * (need.tokens - real.tokens),",
             ),
         ),
         (
@@ -151,6 +162,20 @@ MUTANTS = (
         ),
     ),
     Mutant(
+        "a server's message is cut before secrets are looked for",
+        (
+            Edit(
+                "runner/faults.py",
+                "return shortened(text, MAX_ERROR_TEXT_CHARS).strip()",
+                "return text.strip()[:MAX_ERROR_TEXT_CHARS]",
+            ),
+        ),
+        (
+            "tests/test_redact.py::"
+            "test_a_key_that_a_server_names_across_the_cut_of_its_message_is_in_no_file_and_no_stream",
+        ),
+    ),
+    Mutant(
         "terminal escapes off",
         (Edit("runner/escape.py", "    return _UNSAFE.sub(_spelt_out, text)\n", "    return text\n"),),
         ("tests/test_escape.py::test_nothing_that_moves_a_cursor_gets_through",),
@@ -161,7 +186,7 @@ MUTANTS = (
             Edit(
                 "runner/attempt.py",
                 "        if not content:\n            return False\n",
-                "        if not content:\n            watch.progress()\n            return False\n",
+                "        if not content:\n            self._watch.progress()\n            return False\n",
             ),
         ),
         ("tests/test_attempt.py::test_empty_deltas_do_not_keep_a_stream_alive",),
@@ -169,6 +194,9 @@ MUTANTS = (
     Mutant(
         "the second signal is not heard",
         (Edit("runner/signals.py", "                on_second()\n", "                pass\n"),),
-        ("tests/test_run.py::test_the_second_signal_ends_what_would_never_end",),
+        (
+            "tests/test_signals.py::test_the_first_signal_is_reported_once_and_every_later_one_as_the_second",
+            "tests/test_run.py::test_the_second_signal_ends_what_would_never_end",
+        ),
     ),
 )

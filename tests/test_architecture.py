@@ -38,6 +38,7 @@ PURE = (
     "records",
     "redact",
     "sketch",
+    "spellings",
     "sse",
     "tickets",
     "totals",

@@ -185,7 +185,10 @@ async def test_the_status_of_a_bad_answer_counts_whatever_becomes_of_its_body(st
         await reader.readuntil(b"\r\n\r\n")
         await reader.readexactly(len(CONTENT))  # what is unread at the close would become a reset
         coding = b"content-encoding: gzip\r\n" if ending == "gzip" else b""
-        head = b"HTTP/1.1 %d X\r\nretry-after: 7\r\n%bcontent-length: 500\r\n\r\n{" % (status, coding)
+        head = b"HTTP/1.1 %d X\r\nx-note: gr\xc3\xbc\xdf\r\nretry-after: 7\r\n%bcontent-length: 500\r\n\r\n{" % (
+            status,
+            coding,
+        )
         writer.write(head)
         await writer.drain()
         if ending == "slow":

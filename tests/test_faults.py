@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import time
 
 import pytest
 from hypothesis import given
@@ -107,6 +108,27 @@ def test_the_same_codes_count_inside_a_200_stream(error, kind):
 )
 def test_retry_after_is_read_and_clamped(headers, seconds):
     assert faults.retry_after(headers, NOW) == seconds
+
+
+@pytest.mark.parametrize(
+    "date",
+    [
+        "Tue, 14 Nov 2023 22:14:20 GMT",
+        "Tuesday, 14-Nov-23 22:14:20 GMT",
+        "Tue Nov 14 22:14:20 2023",
+        "Tue, 14 Nov 2023 22:14:20 -0000",
+        "Tue, 14 Nov 2023 17:14:20 -0500",
+    ],
+)
+@pytest.mark.parametrize("zone", ["UTC", "America/New_York", "Asia/Kolkata"])
+def test_a_date_means_the_same_wherever_the_runner_runs(monkeypatch, date, zone):
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        assert faults.retry_after({"retry-after": date}, NOW) == 60
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 @given(st.dictionaries(st.sampled_from(["retry-after", "retry-after-ms", "date"]), st.text()))

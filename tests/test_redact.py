@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import base64
 import html
 import json
@@ -7,15 +8,21 @@ import logging
 import re
 import sys
 import traceback
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from urllib.parse import quote
 
 import orjson
 import pytest
+from anyio.from_thread import start_blocking_portal
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from runner import redact as module
-from runner.redact import _SHAPES, CUT, FOLDED, REPLACEMENT, RedactingFilter, Redactor, _keep_place, _Walk
+from runner.limits import MAX_ERROR_TEXT_CHARS
+from runner.redact import _SHAPES, CUT, FOLDED, REPLACEMENT, RedactingFilter, Redactor, _keep_place, _Walk, shortened
+from runner.spellings import forms_of
+from tests.process import by_id, environment, run, write_jobs
 
 KEY = 'canary+"key/ é 7f3'  # everything that an encoding changes
 KEYS = st.text(st.characters(codec="utf-8"), min_size=8, max_size=40)
@@ -45,6 +52,14 @@ def encodings(key):
         "base64": base64.b64encode(data).decode(),
         "basic": base64.b64encode(b"user:" + data + b":x").decode(),
         "base64 in a query": quote(base64.b64encode(data), safe=""),
+        "capitals": key.upper(),
+        "small letters": key.lower(),
+        "hexadecimal": data.hex(),
+        "every byte percent-encoded": "".join(f"%{byte:02x}" for byte in data),
+        "a query in small letters": quote(key, safe="").lower(),
+        "numbers of HTML": "".join(f"&#{ord(c)};" if not re.match("[A-Za-z0-9]", c) else c for c in key),
+        "hexadecimal numbers of HTML": "".join(f"&#x{ord(c):X};" for c in key),
+        "every letter of JSON escaped": "".join(f"\\u{ord(c):04x}" for c in key),
         "urlsafe": base64.urlsafe_b64encode(b"u:" + data).decode(),
     }
 
@@ -119,13 +134,119 @@ def test_ordinary_words_survive_a_key_of_less_than_eight_letters(key, words):
     assert Redactor([key]).redact(" ".join(words)) == " ".join(words)
 
 
+# ── A text that was shortened ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_what_is_as_long_as_may_be_counts_as_cut():
+    assert [shortened(text, 5) for text in ("", "abcd", "abcde", "abcdefgh")] == ["", "abcd", "abcd…", "abcd…"]
+
+
+@pytest.mark.parametrize("form", sorted({form.text for form in forms_of(KEY)} | {"k-12"}))
+def test_wherever_a_known_secret_is_cut_nothing_of_it_is_left(form):
+    redactor = Redactor([KEY, "k-12"])
+    before = "denied: "
+    for kept in range(1, len(form) + 1):
+        cut = shortened(f"{before}{form} and more", len(before) + kept + 1)
+        assert redactor.redact(cut) == f"{before}…", cut
+        assert redactor.redact_json({"error": [cut, KEY]}) == {"error": [f"{before}…", REPLACEMENT]}
+
+
+@pytest.mark.parametrize(
+    ("before", "secret"),
+    [
+        ("Bearer ", "abcDEF123456"),
+        ("Authorization: Basic ", "dXNlcjpwYXNzd29yZA=="),
+        ('{"api-key": "', "abcDEF123456"),
+        ("https://h/v1?api_key=", "abcDEF123456"),
+        ("https://u:", "abcDEF123456@proxy:8080/"),
+        ("provided: ", "sk-abcDEF123456"),
+    ],
+)
+def test_wherever_what_looks_like_a_secret_is_cut_nothing_of_it_is_left(before, secret):
+    for kept in range(3 if secret.startswith("sk-") else 1, len(secret) + 1):
+        cut = shortened(before + secret + "x", len(before) + kept + 1)
+        shown = Redactor().redact(cut)
+        assert "abc" not in shown
+        assert "dXN" not in shown
+        assert shown.startswith(before)
+        assert shown.endswith("…")
+
+
+@given(st.text(max_size=60), st.integers(1, 61))
+@example("sk-abcDEF12 said so", 12)
+def test_a_shortened_text_without_secrets_loses_a_few_letters_at_most(text, most):
+    assume("@" not in text)
+    cut = shortened(text.lower().replace("sk-", ""), most)
+    shown = Redactor(["Qx7" * 9]).redact(cut)
+    assert REPLACEMENT in shown or cut.removesuffix("…").startswith(shown.removesuffix("…"))
+
+
+@asynccontextmanager
+async def refusing(key: str) -> AsyncIterator[int]:
+    """A server that names the key at the offset that a prompt asks for, in the way that its model asks for."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                (length,) = re.findall(rb"(?i)content-length: (\d+)", head)
+                asked = orjson.loads(await reader.readexactly(int(length)))
+                offset = int(asked["messages"][0]["content"])
+                writer.write(said(asked["model"], "~" * offset + key + "~" * 3_000))
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with server:
+        yield server.sockets[0].getsockname()[1]
+
+
+def said(way: str, text: str) -> bytes:
+    status, kind, body = b"200 OK", b"text/event-stream", b""
+    error = orjson.dumps({"error": {"message": text, "code": "server_error"}})
+    match way:
+        case "json":
+            status, kind, body = b"400 Bad Request", b"application/json", error
+        case "text":
+            status, kind, body = b"500 Internal Server Error", b"text/plain", text.encode()
+        case "in the stream":
+            body = b'data: {"choices":[{"index":0,"delta":{"content":"Hi"}}]}\n\ndata: %b\n\n' % error
+        case "an event of its own":
+            body = b"event: error\ndata: %b\n\n" % text.encode()
+    return b"HTTP/1.1 %b\r\ncontent-type: %b\r\ncontent-length: %d\r\n\r\n%b" % (status, kind, len(body), body)
+
+
+def test_a_key_that_a_server_names_across_the_cut_of_its_message_is_in_no_file_and_no_stream(tmp_path):
+    key = "7fQx-2mZk_98LpTT0aWv"
+    ways = ("json", "text", "in the stream", "an event of its own")
+    offsets = range(MAX_ERROR_TEXT_CHARS - len(key) - 2, MAX_ERROR_TEXT_CHARS + 3)
+    jobs = [
+        {"custom_id": f"{way} {at}", "model": way, "prompt": str(at), "max_tokens": 1} for way in ways for at in offsets
+    ]
+    write_jobs(tmp_path / "jobs.jsonl", jobs)
+    options = ("--log-level", "DEBUG", "--max-attempts", 2, "--progress", "json", "--echo", "--concurrency", 64)
+    with start_blocking_portal() as portal, portal.wrap_async_context_manager(refusing(key)) as port:
+        env = environment(OPENAI_API_KEY=key, OPENAI_BASE_URL=f"http://127.0.0.1:{port}/v1")
+        ended = run("jobs.jsonl", *options, "--out", "out", cwd=tmp_path, env=env)
+    assert ended.code == 1, ended.stderr
+    found = by_id(tmp_path / "out")
+    assert len(found) == len(jobs)
+    assert {len(record["error"]["message"]) > 1_900 for record in found.values()} == {True}
+    written = {path.name: path.read_text() for path in (tmp_path / "out").iterdir()} | {"shown": str(ended)}
+    parts = [key[at : at + 2] for at in range(len(key) - 1)]
+    for name, text in written.items():
+        assert "~7" not in text, f"the first of the key is in {name}"
+        assert [part for part in parts if f"~{part}" in text or f"{part}~" in text] == [], name
+
+
 # ── The quick way finds what the slow one does ───────────────────────────────────────────────────────────────────────
 
 
 class Slow(Redactor):
     """Every expression over every character, every value on its own."""
 
-    def redact(self, text):
+    def _redact_whole(self, text):
         if self._known.pattern:
             text = self._known.sub(REPLACEMENT, text)
         return _SHAPES.sub(_keep_place, text)
@@ -148,6 +269,7 @@ PIECES = [
         "API_\u212aEY",
         "apikey",
     ),
+    *("…", '…"', "s…", 'canary+"ke…'),
     *(": ", "=", "='", '":"', "', b'", "?", "&", "key=", "to\u212aen=", "SIG=", "signature=", "x" * 39, "x" * 41),
     *("//", "/", "@", "u:", "http://u:p@h", " ", "\n", "a", "A1", "dXNlcjpwYXNz", "abcdefgh1234", '"', "\\", ","),
     *("aaaaaaa", "1234567", "8", "k-1", "2", "sk-live", "-Ab3", *SECRETS, *encodings(KEY).values()),

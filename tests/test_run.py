@@ -394,7 +394,7 @@ def test_the_first_signal_lets_what_is_in_flight_finish(slow_simulator, tmp_path
 
 def test_the_second_signal_ends_what_would_never_end(simulator, tmp_path):
     path = write_jobs(tmp_path / "jobs.jsonl", [chat(0), *(chat(i, simulate={"fault": "stall_mid"}) for i in (1, 2))])
-    process = start(path, *to(simulator, "--grace", "1h"), cwd=tmp_path)
+    process = start(path, *to(simulator, "--grace", "1h", "--idle-timeout", "1h"), cwd=tmp_path)
     wait_for_lines(tmp_path / "results/jobs/results.jsonl", 1, process)
     process.send_signal(signal.SIGINT)
     with pytest.raises(subprocess.TimeoutExpired):

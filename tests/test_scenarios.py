@@ -111,8 +111,8 @@ def job_of(api: Api, name: str, *, stream: bool = True) -> Job:
     return chat_job(api=api, body=body, stream=stream)
 
 
-async def attempt(base_url, job, *, deadlines=LONG, key="sk-canary-0123456789"):
-    client = Client(base_url=base_url, api_key=key, trust_env=False)
+async def attempt(base_url, job, *, deadlines=LONG, key="sk-canary-0123456789", transport="native"):
+    client = Client(base_url=base_url, api_key=key, trust_env=False, transport=transport)
     sink = ListSink()
     try:
         content = orjson.dumps({**job.body, "stream": job.stream})
@@ -166,11 +166,14 @@ async def test_memory_stays_within_its_bound_whatever_is_sent(base_url, name):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 160 * 1024
 
 
-async def test_a_redirect_is_not_followed(base_url):
+@pytest.mark.parametrize("transport", ["native", "aiohttp"])
+async def test_a_redirect_is_not_followed(base_url, transport):
     async with aiohttp.ClientSession() as session:
         stats = f"{base_url.removesuffix('/v1')}/stats"
         for name in ("redirect_302", "redirect_307"):
-            await attempt(base_url, job_of(Api.CHAT, name))
+            attempted, _ = await attempt(base_url, job_of(Api.CHAT, name), transport=transport)
+            assert isinstance(attempted.outcome, Failed)
+            assert attempted.outcome.fault.kind is FaultKind.REDIRECT
         async with session.get(stats) as response:
             text = (await response.read()).decode()
     assert "/redirected" not in text
