@@ -147,7 +147,9 @@ class Admission:
 
     def received(self, ticket: Ticket, chunks: int = 1) -> None:
         """So many chunks (or one whole answer) arrived: what adaptive concurrency measures."""
-        ticket.endpoint.gate.concurrency.work += chunks
+        gate = ticket.endpoint.gate
+        if gate.concurrency.received(chunks, gate.in_flight, self._clock()):
+            gate.wake()
         if not ticket.accepted:
             ticket.lane.accepted(ticket)
 

@@ -9,6 +9,9 @@ aiolimiter refuses amounts above its capacity and knows no refund. So amounts ar
 the bucket holds what was given back (credit) or used beyond the reservation (debt); the next payment takes it first.
 Credit is bounded, or a mass of refunds would become a flood.
 
+What is larger than a second's worth goes when that is paid, and owes the rest: a server that allows one second's worth
+saves no more than that either, and after a large request it is in debt for as long as we are.
+
 Credit lets more through than the bucket does, so the minute itself is a second bound: what was admitted in the last
 60 s, each amount as reserved until its real use is known and as used from then on, debts as of when they are known.
 While that is above the limit, and credit has a part in it, nobody is admitted. So no window of 60 s is above the limit
@@ -44,6 +47,11 @@ MOST_OWED_MIN: Final = 10.0
 """The longest answer there is, 384 k tokens, is 13 minutes' worth of the lowest tier's 30,000 a minute."""
 LEAST_PER_MINUTE: Final = 1e-6
 """One in two years: a lower limit is none at all, and what is divided by it would overflow."""
+BEYOND: Final = 1.25
+"""A server that has saved up a whole minute lets more through, but only once."""
+JITTER_S: Final = 0.1
+"""What a second's worth or more owes beyond its size, where the server is strict: it comes when the server is full, so
+nothing is left to make up for a network that is slower for this request than for the next."""
 _SAME: Final = 1e-3
 """Limits that differ by less are the same."""
 _BIN_S: Final = 0.125
@@ -62,6 +70,12 @@ class Bucket:
         self._balance = 0.0
         self._credited_s = -math.inf  # when credit was last taken
         self._use = Sliding(clock)
+        self._owed = 0.0  # of what was larger than a second's worth, as of when it went
+        self._owed_at = clock()
+        self.careful = False
+        """Whether the server refused what should have been within its limit."""
+        self._reserved = Sliding(clock)
+        self._since_s = clock()
         self._eased = anyio.Event()
         self._paying: anyio.CancelScope | None = None  # cancelled when there is credit: that comes first
         self._server: dict[str, _ServerCount] = {}
@@ -82,8 +96,10 @@ class Bucket:
         if abs(per_minute - self.per_minute) <= _SAME * self.per_minute:
             return
         before = self.per_minute
+        self._drain()
         self._set(per_minute)
         self._use.scale(self.per_minute / before)
+        self._reserved.scale(self.per_minute / before)
         self._balance = min(self._balance, -self.burst)
         self._eased.set()
 
@@ -92,9 +108,12 @@ class Bucket:
     async def acquire(self, amount: float) -> None:
         """Waits until `amount` is paid, and the server has so much left. Cancelled, it gives back what was paid."""
         self._largest = max(self._largest, amount)
+        at_once = min(amount, max(1.0, self.per_minute / 60))
         paid = 0.0
+        if amount > 0:
+            await self._pay_off()
         try:
-            while (due := _grains(amount - paid)) > 0:
+            while (due := _grains(at_once - paid)) > 0:
                 if self._balance:
                     taken = min(self._balance, due)  # a debt is negative: it adds to what is due
                     self._balance -= taken
@@ -106,27 +125,62 @@ class Bucket:
                     piece = min(due, max(1.0, _grains(self.burst / PIECES)))
                     await self._limiter.acquire(piece)
                     paid += piece
-            await self._within_the_minute(amount)
+            await self._within_the_minute(amount, at_once)
             for count in list(self._server.values()):
                 await count.take(amount)
         except BaseException:
             self.give_back(paid)
             raise
+        if amount > at_once:
+            margin = JITTER_S * self.per_minute / 60 if self.careful else 0.0
+            self._owed, self._owed_at = amount - at_once + margin, self._clock()
+            self._credited_s = self._clock()
         self._use.add(amount)
+        self._reserved.add(amount)
 
-    async def _within_the_minute(self, amount: float) -> None:
-        while self._is_full(amount):
+    async def _pay_off(self) -> None:
+        """Waits until what a large one owes is paid; time pays it, whether anybody waits or not."""
+        while (owed := self._still_owed) > 0:
+            self._eased = anyio.Event()
+            with anyio.move_on_after(max(owed / self.rate_per_s, 1e-3)):
+                await self._eased.wait()
+        self._drain()
+
+    def went(self) -> None:
+        """What was paid last is sent now, after a wait for other limits: so long it owed nothing to the server."""
+        if self._owed > 0:
+            self._owed_at = self._clock()
+
+    def _drain(self) -> None:
+        """The bucket has refilled from nothing meanwhile, though from below nothing was due."""
+        if self._owed > 0:
+            refilled = self.rate_per_s * (self._clock() - self._owed_at)
+            self._balance -= _grains(min(self.burst, refilled) - min(self.burst, refilled - self._owed))
+            self._owed = 0.0
+
+    @property
+    def _still_owed(self) -> float:
+        return max(0.0, self._owed - self.rate_per_s * (self._clock() - self._owed_at))
+
+    async def _within_the_minute(self, amount: float, at_once: float) -> None:
+        while self._is_full(amount, at_once):
             self._eased = anyio.Event()
             with anyio.move_on_after(self._use.changes_in_s):
                 await self._eased.wait()
 
-    def _is_full(self, amount: float) -> bool:
-        """Whether the last 60 s hold more than the limit. Where no credit was taken, the bucket has seen to that."""
-        credited = self._clock() - self._credited_s <= WINDOW_S + _BIN_S
-        return credited and self._use.total > self.per_minute + max(0.0, self.burst - amount)
+    def _is_full(self, amount: float, at_once: float) -> bool:
+        """Whether the last 60 s hold more than the limit. Where nothing went on credit, the bucket has seen to that."""
+        credited = amount > at_once or self._clock() - self._credited_s <= WINDOW_S + _BIN_S
+        room = self.per_minute + max(0.0, self.burst - amount) - (at_once if amount > at_once else 0.0)
+        return credited and self._use.total > room
 
     def give_back(self, amount: float) -> None:
         """A refund of what never was admitted; negative is a debt, bounded: a broken counter must not stop a run."""
+        if amount > 0 and self._still_owed > 0:
+            off = min(amount, self._still_owed)
+            self._owed -= off
+            amount -= off
+            self._eased.set()
         owed = MOST_OWED_MIN * self.per_minute
         self._balance = _grains(max(min(self._balance + amount, self._largest), -owed))
         if self._balance > 0 and self._paying is not None:
@@ -143,7 +197,7 @@ class Bucket:
             self.give_back(-debt)
             return
         counted = self._use.take_back(amount, self._clock() if paid_s is None else paid_s)
-        self.give_back(max(counted, min(amount, -self._balance)))
+        self.give_back(max(counted, min(amount, self._still_owed - self._balance)))
         self._eased.set()
 
     # ── The server's view ────────────────────────────────────────────────────────────────────────────────────────
@@ -165,6 +219,12 @@ class Bucket:
     def used(self) -> float:
         """Net use in the last 60 s, to a fraction of a second; what was used under another limit in proportion."""
         return self._use.total
+
+    @property
+    def lives_on_refunds(self) -> bool:
+        """Whether more was reserved lately than a server lets through that gives nothing back."""
+        minutes = min(1.0, (self._clock() - self._since_s) / WINDOW_S)
+        return self._reserved.total > self.burst + BEYOND * self.per_minute * minutes
 
     @property
     def free(self) -> float:

@@ -66,6 +66,16 @@ class Gate:
         """Whether a slot is free."""
         return self.in_flight < self.concurrency.limit and (self.outer is None or self.outer.has_room)
 
+    @property
+    def lives_on_refunds(self) -> bool:
+        """Whether more tokens were reserved than a server lets through that gives nothing back."""
+        return self.tokens is not None and self.tokens.lives_on_refunds
+
+    def be_careful(self) -> None:
+        """The server refused what should have been within its limits."""
+        if self.tokens is not None:
+            self.tokens.careful = True
+
     def bucket(self, name: str) -> Bucket | None:
         """Its own limit, "rpm" or "tpm"."""
         return self.requests if name == "rpm" else self.tokens
@@ -99,6 +109,8 @@ class Gate:
                     bucket.correct(1 if bucket is self.requests else tokens)
                 self._free()
                 raise
+            if self.tokens is not None:
+                self.tokens.went()
             return waited
 
     async def _slot(self) -> None:

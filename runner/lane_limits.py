@@ -78,6 +78,18 @@ class LaneLimits:
                 return BY_NAME[name].label, wait_s
         return None, 0.0
 
+    def went(self) -> None:
+        """What was paid last is sent now."""
+        for bucket in self.buckets.values():
+            if isinstance(bucket, Bucket):
+                bucket.went()
+
+    def be_careful(self) -> None:
+        """The server refused what should have been within its limits."""
+        for bucket in self.buckets.values():
+            if isinstance(bucket, Bucket):
+                bucket.careful = True
+
     def give_back(self, need: Need, names: list[str]) -> None:
         """What was paid of these limits wasn't sent."""
         for name in names:
@@ -89,6 +101,11 @@ class LaneLimits:
             difference = BY_NAME[name].of(need) - BY_NAME[name].of(used)
             if difference < 0 or (difference > 0 and refunds):
                 bucket.correct(difference, paid_s)
+
+    @property
+    def live_on_refunds(self) -> bool:
+        """Whether more was reserved of one of them than a server lets through that gives nothing back."""
+        return any(isinstance(bucket, Bucket) and bucket.lives_on_refunds for bucket in self.buckets.values())
 
     @property
     def load(self) -> float:
@@ -114,6 +131,8 @@ class LaneLimits:
         limit = named if ceiling is None else min(named, ceiling)
         bucket = self.buckets.get(name)
         before = bucket.per_minute if isinstance(bucket, Bucket) else math.inf
+        if abs(60 * limit - before) <= 1e-3 * before < math.inf:
+            limit = before  # a limit of a second, of which too little is left to look like one
         if not isinstance(bucket, Bucket):
             bucket = self.buckets[name] = Bucket(limit, self._clock)
         self._adopt(name, bucket, limit)

@@ -169,13 +169,14 @@ class Lane:
         """
         now = self._clock()
         lowered = self._learn(ticket, said)
+        self._pace.refused()
         self._answered = True
         if ticket.answered:
             self._refuses_late = True
         # Whatever was sent before the last episode began belongs to it.
         new_episode = now >= self.cool_until and ticket.granted_s >= self._episode_s
+        repeated = self._cool_next_s > COOLDOWN_START_S
         if new_episode:
-            repeated = self._cool_next_s > COOLDOWN_START_S
             # The server's advice is enough the first time; when its probe meets another 429, it was too short.
             pause = wait_s if wait_s is not None and not repeated else max(wait_s or 0.0, self._cool_next_s)
             self._cool_next_s = min(2 * self._cool_next_s, COOLDOWN_MAX_S)
@@ -183,7 +184,7 @@ class Lane:
             pause = wait_s or 0.0
         self.cool_until = max(self.cool_until, now + pause)
         if new_episode:
-            self._slow_down(pause, lowered=lowered, gently=ramp and self._input.total > RAMP_ABOVE_TPM)
+            self._slow_down(pause, lowered=lowered, probe=repeated, gently=ramp and self._input.total > RAMP_ABOVE_TPM)
         elif self._excused:
             self._excused += 1
         self._probing = True
@@ -191,7 +192,7 @@ class Lane:
         self._waiting.stir_all(self)
         return new_episode
 
-    def _slow_down(self, pause_s: float, *, lowered: bool, gently: bool) -> None:
+    def _slow_down(self, pause_s: float, *, lowered: bool, probe: bool, gently: bool) -> None:
         """An episode of 429 begins: find out what the server bears, unless it has just told us.
 
         One episode under limits that are known may be an accident; a second one within a minute is not, nor is one of
@@ -201,9 +202,12 @@ class Lane:
         known = self._knows_requests
         seldom = now - self._episode_s > 60
         self._episode_s = now
-        # By our count there was room: what we give back after an answer, this server may not.
-        if not lowered:
+        # By our count there was room: what we give back after an answer, this server may not, unless it has done so.
+        if not (lowered or probe or (seldom and (self.limits.live_on_refunds or self._gate.lives_on_refunds))):
             self._no_refunds_until_s = now + NO_REFUNDS_S
+        if not lowered:
+            self.limits.be_careful()
+            self._gate.be_careful()
         self._excused = 0
         if gently or not (lowered or (known and seldom)):
             self._pace.exceeded(pause_s, gently=gently)
@@ -278,6 +282,7 @@ class Lane:
         """Takes the first in line, pays for it and lets it go; puts it back where it can't be sent."""
         if not self._still_fits(waiter):
             return
+        self._pace.sent()
         self._paced_until = max(self._paced_until, self._clock() - CATCH_UP_S) + 1 / self._pace.per_s
         paid: list[str] = []
         entered = False
@@ -330,6 +335,7 @@ class Lane:
         self._admitted += 1
         self._admitted_tokens += need.tokens
         self._input.add(need.input_tokens)
+        self.limits.went()
         self.endpoint.admitted += 1
         ticket = Ticket(need, self, waited, now, self._admitted, self._admitted_tokens)
         self.endpoint.breaker.sent(ticket)

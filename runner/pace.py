@@ -9,9 +9,13 @@ From there it comes back along a cubic (as TCP's congestion control does, RFC 94
 about the rate that failed, then ever faster, for the limit may have risen. So a server refuses little, and seldom. All
 steps are in proportion, for limits from 60 to 30,000 a minute.
 
+Time in which something else held the requests back counts for neither (`sent`): a rate that nobody sent at was not
+borne, and the slots that open at last would all be used at once.
+
 What was borne is a lower bound, so below it a server with a limit refuses nothing, unless the limit was lowered, once.
 Refusals that come there again and again have nothing to do with the rate (an overloaded backend, a proxy in front of
-several): they are left to the cool-down, and the rate is given free for a while.
+several): they are left to the cool-down, and the rate is given free for a while; unless that gets most of what is sent
+refused, for then it was a limit that had been lowered several times.
 
 After a slow_down above a million input tokens a minute the growth is what the API asks for, half as much again in 15
 minutes (its guide to errors). That is a request and no guess, so nothing contradicts it.
@@ -44,14 +48,20 @@ GROWTH_S: Final = 86_400.0
 MEMORY_S: Final = 10.0
 """What the server bore is remembered this long, in bins of BIN_S."""
 BIN_S: Final = 0.25
+IN_USE: Final = 0.25
+"""At this part of its rate it is in use: requests come in bursts, and slots open in steps."""
 CONTRADICTIONS: Final = 3
 """So many refusals below what was borne: the rate isn't their reason."""
 LEAST: Final = 0.25
 """The rate stays above this part of the best throughput yet…"""
 FADE: Final = 0.8
 """…which fades so much with every refusal."""
-IGNORE_S: Final = 120.0
+IGNORE_S: Final = 60.0
 """How long the rate is given free then."""
+IN_VAIN: Final = 0.25
+"""…unless so large a part of what is sent then is refused…"""
+IN_VAIN_COUNT: Final = 10
+"""…of so many refusals at least."""
 FLOOR_PER_S: Final = 1 / 30
 """Two requests a minute: a probe always goes on."""
 
@@ -64,11 +74,14 @@ class Pace:
         self._since_s: float | None = None  # the start, or the end of the last refusal
         self._failed: float | None = None  # the rate that was refused last
         self._gently = False
+        self._sent_s = clock()
+        self._in_use_s = 0.0  # from the last request on
         self._back_s = BACK_S
         self._bins: deque[list[float]] = deque()  # [start of the bin, requests accepted]
         self._best = 0.0  # throughput, in requests a second
         self._contradictions = 0
         self._ignore_until_s = -math.inf
+        self._freed = [0, 0]  # accepted and refused since the rate was given free
         self._known = False
 
     def know(self) -> None:
@@ -82,6 +95,7 @@ class Pace:
 
     def bore(self) -> None:
         """A request was accepted."""
+        self._freed[0] += 1
         now = self._clock()
         if not self._bins or now - self._bins[-1][0] >= BIN_S:
             self._bins.append([now, 0.0])
@@ -89,10 +103,23 @@ class Pace:
                 self._bins.popleft()
         self._bins[-1][1] += 1
 
+    def refused(self) -> None:
+        """A request was refused, whether or not an episode begins with it."""
+        self._freed[1] += 1
+
+    def sent(self) -> None:
+        """A request is sent: what it leaves unused of the time since the last one is no time to grow in."""
+        now = self._clock()
+        unused_s = max(0.0, now - self._sent_s) - self._in_use_s
+        self._in_use_s = min(max(0.0, -unused_s) + 1 / (IN_USE * self.per_s), max(1.0, 1 / (IN_USE * self.per_s)))
+        self._sent_s = now
+        if unused_s > 0 and self._since_s is not None and not self._gently:
+            self._since_s = max(self._since_s, min(self._since_s + unused_s, now))
+
     def exceeded(self, wait_s: float, *, gently: bool = False, since_s: float | None = None) -> None:
         """Requests were refused, from `since_s` on (None: now); nothing is sent for `wait_s`."""
         now = self._clock()
-        if now < self._ignore_until_s and not gently:
+        if now < self._ignore_until_s and not gently and not self._free_in_vain:
             return
         # Refused at once, nothing borne: that is no question of the rate either, and waiting is the cool-down's.
         if self._bins:
@@ -105,6 +132,7 @@ class Pace:
         self._best = max(FADE * self._best, self._throughput())
         if contradicted:
             self._ignore_until_s = self._clock() + IGNORE_S
+            self._freed = [0, 0]
             self._failed, self._back_s = None, BACK_S
         else:
             least = max(FLOOR_PER_S, LEAST * self._best)
@@ -115,6 +143,11 @@ class Pace:
             self._ignore_until_s = -math.inf
         self._known = False
         self._bins.clear()
+
+    @property
+    def _free_in_vain(self) -> bool:
+        accepted, refused = self._freed
+        return refused >= IN_VAIN_COUNT and refused > IN_VAIN * (accepted + refused)
 
     def _contradicted(self) -> bool:
         """Whether this refusal, below what was borne, is one too many."""

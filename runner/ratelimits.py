@@ -26,6 +26,9 @@ LONGEST_MINUTE_S: Final = 600.0
 """A window that looks longer than this is no minute, however coarsely the reset was rounded."""
 ROUNDED_S: Final = 1.0
 """A reset of whole seconds may have been rounded up by as much: of a request that comes back in 20 ms it says 1 s."""
+SECOND_S: Final = 2.0
+"""A window that looks shorter than this is a second, where more than half of it is left. The bucket of a second that
+keeps a limit of a minute looks the same when it is empty, but never has so much left."""
 LEAST_REQUESTS: Final = 1.0
 """A lower limit of requests is unknown. One a minute is what the smallest deployments of slow models have."""
 LEAST_TOKENS: Final = 1_000.0
@@ -42,14 +45,17 @@ class Allowance(NamedTuple):
 
     @property
     def per_minute(self) -> float | None:
-        """The limit, unless what its reset says makes it one of hours or days (the API shows RPD in the same header).
+        """The limit, unless what its reset says makes it one of hours or days, or of a second.
 
-        limit − remaining comes back in `reset_s`, hence the whole limit in the window that this makes.
+        The API shows RPD in the same header. limit − remaining comes back in `reset_s`, hence the whole limit in the
+        window that this makes.
         """
         if self.limit is None or self.remaining is None or self.reset_s is None or self.remaining >= self.limit:
             return self.limit
         reset_s = self.reset_s if self.reset_s % 1 else max(0.0, self.reset_s - ROUNDED_S)
         window_s = reset_s * self.limit / (self.limit - self.remaining)
+        if 0 < window_s < SECOND_S and self.remaining > self.limit / 2:
+            return 60 * self.limit
         return self.limit if window_s <= LONGEST_MINUTE_S else None
 
 

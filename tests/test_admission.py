@@ -267,7 +267,7 @@ def test_a_waiting_job_learns_that_it_never_fits_but_not_from_one_header_alone()
         gate.admission.answered(ticket, low)
         gate.admission.release(ticket)
         with anyio.move_on_after(1):
-            await gate.acquire(5000)
+            gate.admission.release(await gate.acquire(5000))
         assert refused == []
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(big)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from runner.concurrency import CUT, HOLD_S, AdaptiveConcurrency, FixedConcurrency
+from runner.concurrency import CUT, HOLD_S, SOON_S, AdaptiveConcurrency, FixedConcurrency
 
 
 class Server:
@@ -17,7 +17,8 @@ class Server:
         for _ in range(round(seconds * 100)):
             self.now += 0.01
             in_flight = self.concurrency.limit * use
-            self.concurrency.work += min(in_flight * self.pace, self.capacity) * 0.01
+            chunks = min(in_flight * self.pace, self.capacity) * 0.01
+            self.concurrency.received(chunks, int(in_flight), self.now)
             for _ in range(max(1, int(in_flight / 100))):  # an answer lasts a second
                 self.concurrency.answered(int(in_flight), self.now)
             self.limits.append(self.concurrency.limit)
@@ -59,14 +60,53 @@ def throttle_free_rounds(concurrency, count):
             concurrency.answered(concurrency.limit, 0.0)
 
 
-def test_after_a_cut_it_grows_by_a_twentieth_a_round():
+def test_once_it_was_cut_twice_it_grows_by_a_twentieth_a_round():
     concurrency = AdaptiveConcurrency(start=100, maximum=1000)
     concurrency.throttled(0.0)
-    assert concurrency.limit == 100 * CUT
+    concurrency.throttled(SOON_S)
+    assert concurrency.limit == 100 * CUT * CUT
     throttle_free_rounds(concurrency, 1)
-    assert concurrency.limit == 84
-    throttle_free_rounds(concurrency, 60)
+    assert concurrency.limit == 67
+    throttle_free_rounds(concurrency, 70)
     assert concurrency.limit == 1000
+
+
+@pytest.mark.parametrize("apart_s", [None, SOON_S + 1])
+def test_episodes_that_are_seldom_do_not_end_the_slow_start(apart_s):
+    """What was refused is mostly the rate; by twentieths answers of half a minute would take hours."""
+    server = Server(AdaptiveConcurrency(start=100))
+    server.concurrency.throttled(0.0)
+    assert server.concurrency.limit == 80
+    if apart_s is not None:
+        server.now = apart_s
+        server.concurrency.throttled(apart_s)
+        assert server.concurrency.limit == 64
+    assert server.run(20) >= 500
+
+
+def test_chunks_alone_make_a_round_where_answers_last_for_minutes():
+    concurrency = AdaptiveConcurrency(start=8, maximum=1000)
+    now, begun = 0.0, 0
+    while concurrency.limit < 1000 and now < 60:
+        opened = concurrency.limit
+        for in_flight in range(begun + 1, opened + 1):  # one by one, and none has ended yet
+            concurrency.answered(in_flight, now)
+        begun = opened
+        while concurrency.limit == opened and now < 60:
+            now += 0.1
+            concurrency.received(5 * opened, opened, now)
+    assert concurrency.limit == 1000
+    assert now < 30
+
+
+def test_what_was_sent_before_a_cut_does_not_undo_it():
+    concurrency = AdaptiveConcurrency(start=100)
+    for now in (0.0, 1.0):
+        concurrency.throttled(now)
+    for _ in range(1000):
+        concurrency.answered(100, 2.0)
+        concurrency.received(100, 100, 2.0)
+    assert concurrency.limit == 64
 
 
 def test_it_never_falls_below_one_and_always_grows_again():

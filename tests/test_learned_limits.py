@@ -92,6 +92,7 @@ class Load:
     jitter: float = 0.5
     """Of an answer's duration, up or down. 0: what began together ends together."""
     retry_after_s: float = 1.0
+    chunks: int = 1
     seed: int = 1
 
     def run(self, seconds: float, at: dict[float, Callable[[], None]] | None = None) -> Load:
@@ -128,8 +129,10 @@ class Load:
             await anyio.sleep(rng.uniform(0, 0.04 * self.jitter))
             if ok:
                 admission.answered(ticket, said)
-                admission.received(ticket)
-                await anyio.sleep(rng.uniform(1 - self.jitter, 1 + self.jitter) * self.answer_s)
+                lasts_s = rng.uniform(1 - self.jitter, 1 + self.jitter) * self.answer_s
+                for _ in range(self.chunks):
+                    admission.received(ticket)
+                    await anyio.sleep(lasts_s / self.chunks)
                 used = None if self.used is None else Need(0, self.used)
                 admission.settle(ticket, used)  # type: ignore[arg-type]
             else:
@@ -221,6 +224,86 @@ def test_a_limit_that_is_halved_is_followed_within_five_seconds(told, headers):
     late = [at for at in server.refused if at > 65]
     assert len(late) <= 0.02 * len([at for at in server.good if at > 65])
     assert load.share(65, 120) >= 0.9
+
+
+@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_limit_that_is_halved_again_and_again_is_still_a_limit(told, seed):
+    """Refusals below what was borne before: three of them look as if the rate had no part in them."""
+    server = StrictServer(4_800, headers=False)
+    steps: dict[float, Callable[[], None]] = {
+        30.0: lambda: server.limit(2_400),
+        60.0: lambda: server.limit(1_200),
+        90.0: lambda: server.limit(600),
+    }
+    load = Load(server, rpm=4_800 if told else None, workers=200, seed=seed).run(200, steps)
+    late = [at for at in server.refused if at > 130]
+    assert len(late) <= 0.02 * len([at for at in server.good if at > 130])
+    assert len([at for at in server.refused if 95 < at < 130]) <= 0.25 * 35 * 10  # 600 a minute; it was 261
+    assert load.share(130, 200) >= 0.9
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_long_answers_reach_a_limit_that_nobody_names(seed):
+    """Its first burst is refused at 8 streams, and it takes 150."""
+    server = StrictServer(300, headers=False)
+    load = Load(server, workers=300, answer_s=30, chunks=60, seed=seed).run(180)
+    assert load.share(30, 60) >= 0.8
+    assert load.share(60, 180) >= 0.8
+    assert load.refusals <= 0.02
+
+
+def test_a_rate_that_nobody_sent_at_was_not_borne():
+    """Slots open all at once, long after the start."""
+    server = StrictServer(600, headers=False)
+    load = Load(server, workers=8, answer_s=20, jitter=0.1)
+
+    async def many():
+        async with anyio.create_task_group() as tasks:
+            for n in range(300):
+                tasks.start_soon(load._worker, random.Random(n))
+
+    class Later(Load):
+        async def _later(self, time, act):
+            await anyio.sleep(time)
+            await many()
+
+    load.__class__ = Later
+    load.concurrency = 400
+    load.run(120, {60.0: lambda: None})
+    assert len([at for at in server.refused if at > 60]) <= 20  # a doubling's worth; a free rate costs some 300
+
+
+@pytest.mark.parametrize("limit", ["rpm", "tpm"])
+def test_headers_that_name_a_limit_of_a_second_are_understood(limit):
+    class PerSecond(StrictServer):
+        def _said(self):
+            def one(level, per_minute):
+                rate = per_minute / 60
+                return Allowance(float(int(rate)), float(max(0, int(level))), round((rate - level) / rate, 3))
+
+            said = one(self._level[0], self.rpm), one(self._level[1], self.tpm)
+            return RateLimits(said[0]) if limit == "rpm" else RateLimits(tokens=said[1])
+
+    server = PerSecond(1_200) if limit == "rpm" else PerSecond(1e9, tpm=1_200_000)
+    load = Load(server, workers=200, tokens=1 if limit == "rpm" else 1_000).run(60)
+    assert len(server.good) >= 0.95 * 1_200
+    assert load.refusals <= 0.005
+
+
+def test_a_server_that_gives_back_is_not_taken_for_one_that_does_not():
+    """Jobs reserve 1,000 tokens and use 100; one refusal that has another reason must not cost five minutes."""
+
+    class Refunding(StrictServer):
+        def take(self, tokens):
+            return super().take(tokens // 10)
+
+    server = Refunding(1e9, tpm=600_000, headers=False)
+    load = Load(server, tpm=600_000, tokens=1_000, used=100, workers=400)
+    load.run(150, {70.0: lambda: server.storm(70.2)})
+    assert len([at for at in server.refused if at > 69]) >= 1
+    late = len([at for at in server.good if 90 < at < 150])
+    assert late >= 0.6 * 6_000  # without refunds it is 600 a minute
 
 
 def test_a_limit_that_rises_again_is_used_again():

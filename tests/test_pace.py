@@ -68,6 +68,28 @@ def test_the_start_doubles_every_second_until_one_process_sends_no_faster():
     assert pace.searching
 
 
+def test_a_rate_that_is_not_used_does_not_grow():
+    pace, clock = new_pace()
+    for _ in range(100):
+        clock.now += 1.0  # of 20 a second
+        pace.sent()
+    assert pace.per_s < 10 * START_PER_S
+    for _ in range(4_000):
+        clock.now += 1 / pace.per_s if pace.per_s < math.inf else 0.0
+        pace.sent()
+    assert pace.per_s == math.inf
+
+
+@pytest.mark.parametrize("share", [0.3, 1.0])
+def test_a_rate_that_is_used_in_bursts_grows_as_if_it_were_used_evenly(share):
+    pace, clock = new_pace()
+    for tenth in range(1, 31):
+        for _ in range(max(1, int(share * pace.per_s / 10))):
+            pace.sent()
+        clock.now = tenth / 10
+    assert pace.per_s >= 0.9 * START_PER_S * 2**3
+
+
 def test_limits_that_are_known_need_no_pace_until_they_are_refused():
     pace, clock = new_pace()
     pace.know()

@@ -339,6 +339,6 @@ def test_closing_sends_everybody_away_even_those_whose_payment_is_under_way():
                 tasks.start_soon(job)
             await anyio.sleep(1)
             pool.admission.close()
-        assert len(ended) == 5
+        assert len(ended) == 3  # each of them had let one go; the next waits for what that owes
 
     in_pool(body, a={"limits": {"*": ModelLimits(tpm=5000, tpd=6000)}}, b={"tpm": 6000})

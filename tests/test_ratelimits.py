@@ -145,3 +145,19 @@ def test_without_headers_all_is_unknown():
 )
 def test_a_limit_of_a_day_is_not_taken_for_one_of_a_minute(allowance, per_minute):
     assert allowance.per_minute == per_minute
+
+
+@pytest.mark.parametrize(
+    ("remaining", "reset_s", "per_minute"),
+    [
+        (19.0, 0.05, 1_200.0),
+        (11.0, 0.45, 1_200.0),
+        (19.0, 3.0, 20.0),  # a minute's
+        (9.0, 0.55, 20.0),  # may be the bucket of a second that another limit is kept by
+        (0.0, 1.0, 20.0),
+        (19.0, 0.0, 20.0),
+        (20.0, 0.0, 20.0),
+    ],
+)
+def test_a_limit_of_a_second_is_known_by_its_reset_while_most_of_it_is_left(remaining, reset_s, per_minute):
+    assert Allowance(20.0, remaining, reset_s).per_minute == per_minute
