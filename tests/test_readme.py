@@ -21,7 +21,8 @@ def options_of(command):
     return {name for option in command.params for name in (*option.opts, *option.secondary_opts) if name[:2] == "--"}
 
 
-ALL_OPTIONS = {name for command in cli.cli.commands.values() for name in options_of(command)}
+BENCH_OPTIONS = set(re.findall(r'add_argument\("(--[a-z-]+)"', (ROOT / "scripts" / "_bench.py").read_text()))
+ALL_OPTIONS = BENCH_OPTIONS | {name for command in cli.cli.commands.values() for name in options_of(command)}
 
 
 @pytest.mark.parametrize("option", sorted(set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) - {"--help", "--port"}))
