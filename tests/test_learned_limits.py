@@ -153,7 +153,7 @@ class Load:
         return len(server.refused) / (len(server.refused) + len(server.good))
 
 
-@pytest.mark.parametrize("rpm", [600, 3_000, 30_000])
+@pytest.mark.parametrize("rpm", [600, 3_000, 12_000])
 @pytest.mark.parametrize("minute_style", [True, False])
 def test_limits_that_the_headers_name_are_used_and_kept(rpm, minute_style):
     load = Load(StrictServer(rpm, minute_style=minute_style), workers=600).run(60)
@@ -161,7 +161,7 @@ def test_limits_that_the_headers_name_are_used_and_kept(rpm, minute_style):
     assert load.refusals <= 0.005
 
 
-@pytest.mark.parametrize("rpm", [120, 600, 3_000, 30_000])
+@pytest.mark.parametrize("rpm", [120, 600, 3_000, 12_000])
 @pytest.mark.parametrize("concurrency", [None, 64])
 def test_limits_that_nobody_names_are_found(rpm, concurrency):
     load = Load(StrictServer(rpm, headers=False), workers=600, concurrency=concurrency).run(120)
@@ -172,7 +172,7 @@ def test_limits_that_nobody_names_are_found(rpm, concurrency):
     assert load.refusals <= 0.02
 
 
-@pytest.mark.parametrize("rpm", [600, 30_000])
+@pytest.mark.parametrize("rpm", [600, 12_000])
 @pytest.mark.parametrize("headers", [True, False])
 def test_limits_that_we_were_told_are_used_to_98_percent_without_a_429(rpm, headers):
     load = Load(StrictServer(rpm, headers=headers), rpm=rpm, workers=600, concurrency=600).run(60)
