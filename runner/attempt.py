@@ -256,7 +256,7 @@ class _Reader:
         if self._size > MAX_STREAM_BYTES:
             raise _FaultError(Fault(FaultKind.TOO_LARGE, f"the stream is larger than {MAX_STREAM_BYTES} bytes"))
         self._now_ns = now_ns
-        if self._size <= SLICE_BYTES or len(block) <= SLICE_BYTES:
+        if len(block) <= SLICE_BYTES:
             return self._take_slice(block)
         self._untaken = block
         return self._take_slices()

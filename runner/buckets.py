@@ -103,6 +103,10 @@ class Bucket:
         self._balance = min(self._balance, -self.burst)
         self._eased.set()
 
+    def per_s(self, amount: float) -> float:
+        """Admissions a second of so much each that it lets through for long."""
+        return self.per_minute / 60 / max(1.0, amount)
+
     # ── Paying ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def acquire(self, amount: float) -> None:

@@ -88,8 +88,8 @@ class Gate:
 
     def per_s(self, tokens: int) -> float | None:
         """Requests a second of so many tokens that its own limits let through; None where it has none."""
-        limits = [(self.requests, 1), (self.tokens, max(1, tokens))]
-        return min((bucket.per_minute / 60 / each for bucket, each in limits if bucket is not None), default=None)
+        limits = (self.requests, 1), (self.tokens, tokens)
+        return min((bucket.per_s(each) for bucket, each in limits if bucket is not None), default=None)
 
     async def enter(self, tokens: int) -> float:
         """Takes a slot and pays for one request of so many tokens; returns how long it waited for limits.

@@ -7,7 +7,7 @@ No job fails by a limit that a single header named.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
 from runner.buckets import Bucket, Quota
@@ -80,15 +80,13 @@ class LaneLimits:
 
     def went(self) -> None:
         """What was paid last is sent now."""
-        for bucket in self.buckets.values():
-            if isinstance(bucket, Bucket):
-                bucket.went()
+        for _, bucket in self._of_minutes():
+            bucket.went()
 
     def be_careful(self) -> None:
         """The server refused what should have been within its limits."""
-        for bucket in self.buckets.values():
-            if isinstance(bucket, Bucket):
-                bucket.careful = True
+        for _, bucket in self._of_minutes():
+            bucket.careful = True
 
     def give_back(self, need: Need, names: list[str]) -> None:
         """What was paid of these limits wasn't sent."""
@@ -105,7 +103,7 @@ class LaneLimits:
     @property
     def live_on_refunds(self) -> bool:
         """Whether more was reserved of one of them than a server lets through that gives nothing back."""
-        return any(isinstance(bucket, Bucket) and bucket.lives_on_refunds for bucket in self.buckets.values())
+        return any(bucket.lives_on_refunds for _, bucket in self._of_minutes())
 
     @property
     def load(self) -> float:
@@ -114,8 +112,10 @@ class LaneLimits:
 
     def per_s(self, need: Need) -> float | None:
         """Such requests a second that the limits of a minute let through; None where there are none."""
-        minutes = [(name, bucket) for name, bucket in self.buckets.items() if isinstance(bucket, Bucket)]
-        return min((b.per_minute / 60 / max(1.0, BY_NAME[name].of(need)) for name, b in minutes), default=None)
+        return min((bucket.per_s(BY_NAME[name].of(need)) for name, bucket in self._of_minutes()), default=None)
+
+    def _of_minutes(self) -> Iterator[tuple[str, Bucket]]:
+        return ((name, bucket) for name, bucket in self.buckets.items() if isinstance(bucket, Bucket))
 
     # ── Learning ─────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -121,14 +121,18 @@ def test_numbers_that_are_used_up_are_told_even_where_some_between_them_were_not
     assert sender.statistics.counts["offered"] == sender.numbers / 2
 
 
+def after_1250_ms(what):
+    async def during(sender):
+        await anyio.sleep(1.25)
+        getattr(sender, what)()
+
+    return during
+
+
 def test_after_stop_nothing_is_sent_and_what_is_on_its_way_is_waited_for():
     server = Server(lambda number: 1.0)
 
-    async def stop(sender):
-        await anyio.sleep(1.25)
-        sender.stop()
-
-    sender = sent(server, level("open", 2.0, duration_s=60.0), during=stop)
+    sender = sent(server, level("open", 2.0, duration_s=60.0), during=after_1250_ms("stop"))
     assert counts(sender) == {"offered": 3, "succeeded": 3}
     assert not sender.complete
 
@@ -136,11 +140,7 @@ def test_after_stop_nothing_is_sent_and_what_is_on_its_way_is_waited_for():
 def test_after_cut_what_is_on_its_way_counts_as_in_flight():
     server = Server(lambda number: 100.0)
 
-    async def cut(sender):
-        await anyio.sleep(1.25)
-        sender.cut()
-
-    sender = sent(server, level("open", 2.0, duration_s=60.0), during=cut)
+    sender = sent(server, level("open", 2.0, duration_s=60.0), during=after_1250_ms("cut"))
     assert counts(sender) == {"offered": 3, "in_flight": 3}
     assert not sender.complete
 
@@ -149,11 +149,7 @@ def test_after_stop_the_grace_period_bounds_the_waiting():
     server = Server(lambda number: 1e6)
     server.grace_s = 5.0
 
-    async def stop(sender):
-        await anyio.sleep(1.25)
-        sender.stop()
-
-    sender = sent(server, level("open", 2.0, duration_s=60.0), during=stop)
+    sender = sent(server, level("open", 2.0, duration_s=60.0), during=after_1250_ms("stop"))
     assert counts(sender) == {"offered": 3, "in_flight": 3}
     assert not sender.complete
 
