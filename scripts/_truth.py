@@ -1,10 +1,11 @@
-"""Holds a load test against the server's own account of it: TTFT, ICL, arrivals.
+"""Holds a load test against the server's own account of it: counts, rates, TTFT, ICL, arrivals.
 
 Usage: scripts/truth [--streams 200 | --rate 50] [--seconds 20] [--chunks 100] [--gap-ms 20] [--stall-at-s 0] …
 
 A server in a process of its own notes when every request came and when every chunk was written; `python -m runner load`
-runs against it. Printed beside each other: the percentiles of both, their difference, the client's verdict, and for an
-open loop the Kolmogorov–Smirnov distance of the gaps between arrivals, as the server saw them, from an exponential.
+runs against it. Printed beside each other: how many requests there were and the window's rates by both, the percentiles
+of both, their difference, the client's verdict, and for an open loop the Kolmogorov–Smirnov distance of the gaps
+between arrivals, as the server saw them, from an exponential.
 
 A request on its way through the loopback takes some 0.1 ms that is the kernel's. On a busy machine the server writes
 late, too: its own lateness is printed, and the verdict says whether the client kept up.
@@ -101,6 +102,7 @@ def show(options: argparse.Namespace, level: dict[str, Any], truth: dict[str, An
         f"{len(records)} requests, {len(truth['gaps']):,} gaps; the server wrote {at(truth['late'], 0.99) * 1e3:.2f} ms"
     )
     out(f" late at p99\nclient: {json.dumps(level['client'])}\n")
+    show_counts(level, truth, [each["sent_s"] for each in stamps])
     for name in ("TTFT", "E2E"):
         for q in (0.5, 0.9, 0.99):
             row(f"{name} p{q * 100:g}", at(client[name], q), at(server[name], q))
@@ -114,6 +116,29 @@ def show(options: argparse.Namespace, level: dict[str, Any], truth: dict[str, An
         for key in ("ttft", "ttft_from_schedule", "send_lag"):
             found = level["metrics"][key]
             out(f"{key}: p50 {found['p50']}, p99 {found['p99']}, max {found['max']}\n")
+
+
+def show_counts(level: dict[str, Any], truth: dict[str, Any], sent: list[float]) -> None:
+    """Requests, and what happened within the window, by the client and by the server."""
+    came = sorted(each[0] for each in truth["requests"])
+    # Both clocks are the machine's; the level's start is where the fastest request took no time at all.
+    zero = min((a - b for a, b in zip(came, sorted(sent), strict=False)), default=0.0)
+    start, end = level["window_s"]
+    inside = {"achieved": 0, "succeeded": 0, "output_tokens": 0.0}
+    for arrived, first, last in truth["requests"]:
+        inside["achieved"] += start <= arrived - zero < end
+        inside["succeeded"] += start <= last - zero < end
+        length = last - first
+        part = min(last - zero, end) - max(first - zero, start)
+        share = max(0.0, part) / length if length else float(start <= first - zero < end)
+        inside["output_tokens"] += truth["chunks"] * share
+    requests = level["requests"]
+    sys.stdout.write(
+        f"requests: client sent {requests['sent']}, succeeded {requests['succeeded']}; server {len(came)}\n"
+    )
+    for name, count in inside.items():
+        by_client, by_server = level["rates"][f"{name}_per_s"], count / (end - start)
+        sys.stdout.write(f"{name}/s: client {by_client:,.2f}, server {by_server:,.2f}\n")
 
 
 def row(name: str, client: float | None, server: float) -> None:

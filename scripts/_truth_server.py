@@ -146,7 +146,9 @@ async def serve(options: argparse.Namespace) -> None:
     turning = asyncio.create_task(server.turn())
     await stop.wait()
     turning.cancel()
-    sys.stdout.write(json.dumps({"requests": server.requests, "gaps": server.gaps, "late": server.late}))
+    sys.stdout.write(
+        json.dumps({"chunks": options.chunks, "requests": server.requests, "gaps": server.gaps, "late": server.late})
+    )
 
 
 def main() -> None:

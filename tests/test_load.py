@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import os
 import signal
+import socketserver
+import threading
 import time
 from collections import Counter
+from contextlib import contextmanager
 
 import orjson
 import pytest
@@ -111,6 +114,13 @@ def test_the_users_limits_hold_requests_back_and_the_wait_is_no_latency(tmp_path
     assert max(waited) == pytest.approx(level.metric("limiter_wait").max, rel=0.02, abs=0.001)
 
 
+def test_answers_of_one_token_are_measured(tmp_path):
+    args = ("--synthetic", "--input-tokens", "20", "--output-tokens", "1", "--simulate", "--concurrency", "2")
+    load(tmp_path, *args, "--requests", "5", "--export", "vllm", "--export", "aiperf")
+    (level,) = result(tmp_path / "out").levels
+    assert (level.requests.succeeded, level.metric("icl").n) == (5, 0)
+
+
 def test_conversations_carry_what_was_said_before(tmp_path):
     load(tmp_path, *MADE, "--simulate", "--concurrency", "2", "--requests", "2", "--turns", "3")
     used = {name: record["runner"]["usage"]["input_tokens"] for name, record in by_id(tmp_path / "out").items()}
@@ -196,6 +206,42 @@ def test_an_interrupted_test_keeps_what_it_measured_and_goes_on_at_its_level(tmp
     assert result(out).levels == whole.levels
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_after_ctrl_c_what_waits_for_limits_is_never_sent_and_is_no_request_in_flight(tmp_path, workers):
+    out = tmp_path / "out"
+    args = (*MADE, "--simulate", "--concurrency", "6", "--duration", "60s", "--rpm", "120", "--out", "out", *QUICK)
+    process = start("load", *args, "--workers", workers, cwd=tmp_path)
+    until(lambda: lines(out) + sum(lines(part) for part in out.glob("part-*")) >= 3)
+    time.sleep(0.7)  # the live figures of processes come twice a second
+    process.send_signal(signal.SIGINT)
+    ended = end(process)
+    assert ended.code == 130, ended.stderr
+    assert "that wait for limits are not sent" in ended.stderr
+    (level,) = result(out).levels
+    requests = level.requests
+    assert requests.waiting_at_end > 0
+    assert requests.sent == requests.succeeded == len(by_id(out))
+    assert requests.offered == requests.sent + requests.waiting_at_end
+    assert f"never sent at 6 concurrent (cut): {requests.waiting_at_end} waited" in ended.stdout
+
+
+def test_the_records_of_an_interrupted_try_are_told_from_those_of_the_next(tmp_path):
+    file, out = jobs(tmp_path), tmp_path / "out"
+    args = ("load", file, "--simulate", "--concurrency", "1", "--requests", "8", "--out", "out", *QUICK)
+    process = start(*args, cwd=tmp_path)
+    until(lambda: lines(out) >= 2)
+    process.send_signal(signal.SIGINT)
+    assert end(process).code == 130
+    (cut,) = result(out).levels
+    assert run(*args, cwd=tmp_path).code == 0
+    (whole,) = result(out).levels
+    assert (cut.run, whole.run) == (0, 1)
+    runs = Counter(record["runner"]["load"]["run"] for record in records(out))
+    assert runs == {0: cut.requests.succeeded, 1: 8}
+    assert run(*args, cwd=tmp_path).code == 0  # all is done: nothing is run, and no start is counted
+    assert orjson.loads((out / "manifest.json").read_bytes())["resumes"] == 1
+
+
 def test_after_a_kill_the_test_goes_on_without_an_id_twice(tmp_path):
     file, out = jobs(tmp_path), tmp_path / "out"
     args = ("load", file, "--simulate", "--concurrency", "2", "--requests", "30", "--out", "out", *QUICK)
@@ -226,11 +272,57 @@ def test_a_slip_in_the_prompts_options_does_not_claim_the_folder_for_a_test_that
     load(tmp_path, *MADE, "--simulate", "--requests", "2", "--concurrency", "1")
 
 
-def test_a_level_without_any_answer_exits_with_1(tmp_path):
+def test_a_port_where_nobody_listens_is_refused_before_anything_is_measured(tmp_path):
     args = (*MADE, "--model", "m", "--base-url", "http://127.0.0.1:9/v1", "--concurrency", "1", "--requests", "2")
-    load(tmp_path, *args, code=1)
+    ended = load(tmp_path, *args, code=1)
+    assert "nobody answers at http://127.0.0.1:9/v1 (connection refused)" in ended.stderr
+    assert ended.stderr.count("\n") == 1
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+class HangsUp(socketserver.BaseRequestHandler):
+    """Takes a connection and closes it."""
+
+
+class Refuses(socketserver.BaseRequestHandler):
+    """Takes no key."""
+
+    def handle(self):
+        body = b'{"error": {"message": "wrong key", "code": "invalid_api_key"}}'
+        while self.request.recv(65_536):
+            head = b"HTTP/1.1 401 Unauthorized\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+            self.request.sendall(head % len(body) + body)
+
+
+@contextmanager
+def serving(handler):
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), handler) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/v1"
+        server.shutdown()
+
+
+def test_a_level_without_any_answer_exits_with_1_and_says_that_its_streams_backed_off(tmp_path):
+    with serving(HangsUp) as url:
+        args = (*MADE, "--model", "m", "--base-url", url, "--concurrency", "1", "--requests", "7")
+        ended = load(tmp_path, *args, code=1)
     (level,) = result(tmp_path / "out").levels
-    assert level.errors == {"connection": 2}
+    assert level.errors == {"connection_broken": 7}
+    assert level.requests.failed == 7
+    assert 0 < level.backed_off < 7
+    assert f"backed off at 1 concurrent: {level.backed_off} times" in ended.stdout
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_wrong_key_stops_the_test_with_one_line_and_exits_with_4(tmp_path, workers):
+    with serving(Refuses) as url:
+        args = (*MADE, "--model", "m", "--base-url", url, "--concurrency", "2", "--workers", workers)
+        ended = load(tmp_path, *args, code=4)
+    assert "Traceback" not in ended.stderr
+    assert "runner: stopped: not_authorized: " in ended.stderr
+    (level,) = result(tmp_path / "out").levels
+    assert not level.complete
 
 
 @pytest.mark.parametrize(

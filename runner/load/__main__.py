@@ -72,13 +72,17 @@ async def _level(crew: Alone, spec: LevelSpec, zero_s: float) -> None:
         tasks.start_soon(_report, crew)
         measured = await crew.run(spec, zero_s)
         tasks.cancel_scope.cancel()
-    _say({**measured._asdict(), "statistics": measured.statistics.to_dict(), "reason": crew.reason})
+    _say({**measured._asdict(), "statistics": measured.statistics.to_dict(), "reason": _reason(crew)})
 
 
 async def _report(crew: Alone) -> None:
     while True:
         await anyio.sleep(LIVE_EVERY_S)
-        _say({"live": crew.live._asdict(), "reason": crew.reason})
+        _say({"live": crew.live._asdict(), "reason": _reason(crew)})
+
+
+def _reason(crew: Alone) -> list[Any] | None:
+    return None if crew.reason is None else list(crew.reason)  # orjson knows no named tuples
 
 
 def _say(message: dict[str, Any]) -> None:

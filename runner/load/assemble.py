@@ -11,7 +11,7 @@ from typing import Any, Final
 from runner import __version__
 from runner.load import search
 from runner.load.crew import Measured
-from runner.load.quantiles import over_repeats
+from runner.load.quantiles import interval, over_repeats
 from runner.load.results import Calibration, Level, LoadResult, SummaryLevel
 from runner.load.search import Try
 from runner.load.spec import LevelSpec
@@ -29,6 +29,7 @@ def level_of(
             "kind": spec.kind,
             "value": spec.value,
             "repeat": spec.repeat,
+            "run": spec.run,
             "started_s": started_s,
             "complete": measured.complete,
             "server_metrics": server_metrics,
@@ -82,9 +83,17 @@ def _over_repeats(levels: Sequence[Level]) -> list[SummaryLevel]:
 def _summary(repeats: Sequence[Level]) -> SummaryLevel:
     first = repeats[0]
     metrics = [{name: found.model_dump() for name, found in level.metrics.items()} for level in repeats]
-    intervals = {name: found._asdict() for name, found in over_repeats(metrics).items()}
+    rates = [{**level.rates.model_dump(), "goodput": level.goodput} for level in repeats]
+    found = {name: interval([each[name] for each in rates]) for name in rates[0]}
     return SummaryLevel.model_validate(
-        {"label": first.label, "kind": first.kind, "value": first.value, "repeats": len(repeats), "metrics": intervals}
+        {
+            "label": first.label,
+            "kind": first.kind,
+            "value": first.value,
+            "repeats": len(repeats),
+            "metrics": {name: each._asdict() for name, each in over_repeats(metrics).items()},
+            "rates": {name: each._asdict() for name, each in found.items() if each is not None},
+        }
     )
 
 

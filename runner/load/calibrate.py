@@ -54,7 +54,7 @@ class _Cost(NamedTuple):
     cpu_s: float
     chunks: int
     requests: int
-    lag_p99_s: float | None
+    lag_max_s: float | None
 
 
 async def calibrate(settings: Settings, redactor: Redactor, processes: int = 1) -> Calibration:
@@ -74,9 +74,9 @@ async def calibrate(settings: Settings, redactor: Redactor, processes: int = 1) 
     return Calibration(
         max_chunks_per_s=chunks,
         max_requests_per_s=requests,
-        lag_p99_s=paced.lag_p99_s,
+        lag_max_s=paced.lag_max_s,
         cpu_us_per_chunk=per_chunk_s * 1e6,
-        describe=_described(chunks, requests, paced.lag_p99_s, processes),
+        describe=_described(chunks, requests, paced.lag_max_s, processes),
     )
 
 
@@ -85,7 +85,7 @@ def _described(chunks: float, requests: float, lag_s: float | None, processes: i
     streams = chunks * GAP_MS / 1000
     return (
         f"this machine can honestly time about {chunks:,.0f} chunks/s ({streams:,.0f} streams of "
-        f"{1000 // GAP_MS} chunks/s) or {requests:,.0f} requests/s{each}; its loop woke {ms(lag_s)} ms late at p99"
+        f"{1000 // GAP_MS} chunks/s) or {requests:,.0f} requests/s{each}; its loop woke {ms(lag_s)} ms late at most"
     )
 
 
@@ -111,7 +111,7 @@ async def _cost(settings: Settings, redactor: Redactor, base_url: str, spec: Lev
 def _cost_of(measured: Measured) -> _Cost:
     found = measured.statistics
     cpu_s = (found.cpu_share or 0.0) * measured.duration_s
-    return _Cost(cpu_s, found.counts["chunks"], found.counts["succeeded"], found.lag.sketch.quantile(0.99))
+    return _Cost(cpu_s, found.counts["chunks"], found.counts["succeeded"], found.lag.sketch.max)
 
 
 @asynccontextmanager

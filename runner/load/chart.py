@@ -118,9 +118,9 @@ def figure(chart: Chart) -> Markup:
 
 
 def legend(chart: Chart) -> Markup:
-    """Names of the series, where there is more than one, and what a hollow point means."""
+    """Names of the series, of a single one too (is it p50 or p99?), and what a hollow point means."""
     shown = [series for series in chart.series if series.name and any(p.y is not None for p in series.points)]
-    items = [element("li", None, _swatch(series), series.name) for series in shown if len(shown) > 1]
+    items = [element("li", None, _swatch(series), series.name) for series in shown]
     if any(point.doubtful for series in shown for point in series.points):
         ring = element("circle", {"class": "doubtful", "cx": 11, "cy": 6, "r": 4})
         items.append(element("li", None, _small(ring), "client-bound: measures the client"))

@@ -1,10 +1,11 @@
 """Two load tests side by side: what differs in how they were made, then each change and whether it is noise. Pure.
 
 Levels are matched by kind and value. The rule, in this order:
-1. A level that is bound by its client in either test is shown and not judged: it measures the client.
+1. A level that is bound by its client in either test is shown and not judged: it measures the client. Neither is one
+   that was cut short. Where other repeats of it are sound, those alone are compared.
 2. Both have at least MIN_REPEATS repeats: Welch's t-test on the repeats' figures, 99 %.
 3. Otherwise within one run (noise.py): beyond noise where the two 95 % intervals don't touch, which is about 99 % for
-   the difference. What is no sample of its own (a rate) isn't judged without repeats.
+   the difference, and the change exceeds ACCURACY. What is no sample of its own (a rate) isn't judged without repeats.
 4. A percentile's change must also exceed 2 %, the error of two sketches.
 
 Accepted: rule 3 knows nothing of what changes from run to run (another neighbour on the machine, another cache), which
@@ -28,15 +29,18 @@ from rich.text import Text
 from runner.escape import for_line
 from runner.load.definitions import BY_KEY
 from runner.load.figures import NONE, duration, plain, share
-from runner.load.html import Cell, facts, page, table
 from runner.load.markup import Markup, element, join
 from runner.load.noise import Range, mean_range, quantile_range, share_range, welch
+from runner.load.page import Cell, facts, page, table
 from runner.load.quantiles import PERCENTILES
 from runner.load.results import Level, LoadResult
 from runner.sketch import RELATIVE_ERROR
 
 MIN_REPEATS: Final = 3
 """With two, the variance is a guess from one difference."""
+ACCURACY: Final = 0.02
+"""A smaller change of a latency is none within one run: so much the measuring itself may be off, and mostly the next
+run of the same server is as far away."""
 Judgement = Literal["better", "worse", "changed", "noise", "not judged"]
 Pick = Callable[[Level], float | None]
 
@@ -91,6 +95,8 @@ class Measure:
     spread: Callable[[Level], Range | None]
     tolerance: float = 0.0
     """Relative change that the way of measuring alone can make."""
+    accuracy: float = 0.0
+    """Relative change that one run of each can tell at best."""
 
 
 def compare(a: LoadResult, b: LoadResult, name_a: str = "A", name_b: str = "B") -> Comparison:
@@ -111,6 +117,11 @@ def _groups(result: LoadResult) -> dict[tuple[str, float], list[Level]]:
     for level in result.levels:
         groups[level.kind, level.value].append(level)
     return dict(sorted(groups.items()))
+
+
+def _sound(levels: Sequence[Level]) -> Sequence[Level]:
+    """The repeats that say something of the server; all where none does."""
+    return [level for level in levels if level.complete and not level.client_bound] or levels
 
 
 # ── What differs ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -157,7 +168,16 @@ def _flat(value: Any, name: str = "") -> dict[str, str]:
 
 
 def _matched(a: Sequence[Level], b: Sequence[Level]) -> Matched:
-    return Matched(a[0].label, tuple(_notes(a, b)), tuple(row for m in MEASURES if (row := _row(m, a, b)) is not None))
+    used = _sound(a), _sound(b)
+    rows = (_row(measure, *used) for measure in MEASURES)
+    notes = (*_left_out(a, b), *_notes(*used))
+    return Matched(a[0].label, notes, tuple(row for row in rows if row is not None))
+
+
+def _left_out(a: Sequence[Level], b: Sequence[Level]) -> Iterator[str]:
+    for name, levels in (("A", a), ("B", b)):
+        if left := len(levels) - len(_sound(levels)):
+            yield f"{left} of {len(levels)} repeats in {name} left out: cut short or client-bound"
 
 
 def _notes(a: Sequence[Level], b: Sequence[Level]) -> Iterator[str]:
@@ -165,7 +185,7 @@ def _notes(a: Sequence[Level], b: Sequence[Level]) -> Iterator[str]:
         if any(level.client_bound for level in levels):
             yield f"client-bound in {name}: not judged, it measures the client"
         if any(not level.complete for level in levels):
-            yield f"cut short in {name}"
+            yield f"cut short in {name}: not judged"
     if len(a) != len(b) or len(a) > 1:
         yield f"repeats: {len(a)} in A, {len(b)} in B"
 
@@ -208,6 +228,8 @@ def _beyond_noise(measure: Measure, a: Sequence[Level], b: Sequence[Level], chan
     """Whether a change is more than noise, None where that can't be said; and by which rule."""
     if any(level.client_bound for level in (*a, *b)):
         return None, "client-bound"
+    if not all(level.complete for level in (*a, *b)):
+        return None, "cut short"
     known_a, known_b = _known(measure, a), _known(measure, b)
     if (len(known_a), len(known_b)) != (len(a), len(b)):
         return None, "unknown in a repeat"  # the ones left out would have been the extreme ones
@@ -219,7 +241,7 @@ def _beyond_noise(measure: Measure, a: Sequence[Level], b: Sequence[Level], chan
     if range_a is None or range_b is None:
         return None, "too little"
     apart = range_a.high < range_b.low or range_b.high < range_a.low
-    return apart and abs(change) > measure.tolerance, "one run"
+    return apart and abs(change) > max(measure.tolerance, measure.accuracy), "one run"
 
 
 # ── What is compared ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -239,7 +261,8 @@ def _metric(key: str, statistic: str) -> Measure:
 
     write = duration if metric.unit == "s" else plain
     tolerance = 0.0 if statistic == "mean" else 2 * RELATIVE_ERROR
-    return Measure(f"{metric.label} {statistic}", pick, write, metric.higher_is_better, spread, tolerance)
+    accuracy = ACCURACY if metric.unit != "tokens" else 0.0
+    return Measure(f"{metric.label} {statistic}", pick, write, metric.higher_is_better, spread, tolerance, accuracy)
 
 
 def _rate(name: str, key: str, higher_is_better: bool | None = True) -> Measure:
@@ -281,9 +304,10 @@ MEASURES: Final = (
 
 NOTES: Final = (
     "better, worse, changed: beyond noise. Judged by repeats (Welch's t on their figures, 99 %) where both have at "
-    f"least {MIN_REPEATS}; else by the spread within one run, which leaves out what changes from run to run.",
-    "not judged: bound by the client, unknown in one of them, or too little: too few requests or repeats to tell (a "
-    "rate takes repeats).",
+    f"least {MIN_REPEATS}; else by the spread within one run and {share(ACCURACY)} at least, which leaves out what "
+    "changes from run to run.",
+    "not judged: bound by the client, cut short, unknown in one of them, or too little: too few requests or repeats to "
+    "tell (a rate takes repeats).",
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from typing import Final, NamedTuple, Protocol
 
@@ -21,6 +22,7 @@ class Live(NamedTuple):
 
     t_s: float = 0.0
     in_flight: int = 0
+    waiting: int = 0  # for the user's own limits
     sent: int = 0
     succeeded: int = 0
     failed: int = 0
@@ -43,7 +45,7 @@ class Live(NamedTuple):
         )
 
 
-_SUMMED: Final = ("in_flight", "sent", "succeeded", "failed", "throttled", "dropped", "chunks", "cost")
+_SUMMED: Final = ("in_flight", "waiting", "sent", "succeeded", "failed", "throttled", "dropped", "chunks", "cost")
 
 
 class Measured(NamedTuple):
@@ -100,12 +102,14 @@ class Alone:
     def stop(self) -> None:
         """Sends nothing more."""
         self._stopped = True
+        # Closes the door, too: what waits for limits is not sent any more.
+        self._engine.drain.ask(128 + signal.SIGINT, "interrupted")
         if self._sender is not None:
             self._sender.stop()
 
     def cut(self) -> None:
         """Waits for nothing more."""
-        self._stopped = True
+        self.stop()
         if self._sender is not None:
             self._sender.cut()
 
@@ -122,16 +126,18 @@ class Alone:
             return Live()
         found = sender.statistics
         counts = found.counts
+        waiting = min(self._engine.waiting, sender.in_flight)
         return Live(
             t_s=max(0.0, sender.now_s),
-            in_flight=sender.in_flight,
-            sent=counts["sent"] + sender.in_flight,
+            in_flight=sender.in_flight - waiting,
+            waiting=waiting,
+            sent=counts["sent"] + sender.in_flight - waiting,
             succeeded=counts["succeeded"],
             failed=counts["failed"],
             throttled=counts["throttled"],
             dropped=counts["dropped"],
             chunks=counts["chunks"],
-            ttft_p50_s=found.metrics["ttft"].sketch.quantile(0.5),
+            ttft_p50_s=found.metrics["ttft"].quantile(0.5),
             lag_max_s=found.lag.sketch.max or 0.0,
             cost=self._engine.metrics.cost or 0.0,
         )

@@ -120,6 +120,11 @@ class Engine:
         """How many requests wait for the user's own limits."""
         return self._admission.statistics().waiting
 
+    @property
+    def is_stopped(self) -> bool:
+        """Whether the test is to send nothing more."""
+        return self.drain.asked
+
     def clock(self) -> float:
         """The clock of all stamps."""
         return time.monotonic()
@@ -131,8 +136,8 @@ class Engine:
     async def send(self, request: Request, level: dict[str, Any], zero_s: float) -> Answer:
         """Sends one request and reads its answer. `zero_s` is when its level began, on the monotonic clock.
 
-        Never raises for what became of it. One that the test's end kept from being sent counts as dropped; one that is
-        cancelled is in flight.
+        Never raises for what became of it. One that still waited for limits when the test was stopped counts as
+        waiting; one that is cancelled is in flight.
         """
         name = request.job.id
         on_its_way = self._open[name] = _Open(request, level, zero_s)
@@ -141,7 +146,7 @@ class Engine:
         try:
             await run_job(self._bench, request.job)
         except AdmissionClosed:
-            return Answer(RequestSample(scheduled=request.scheduled, admitted=None))
+            return Answer(RequestSample(scheduled=request.scheduled, waiting=True))
         except StopRun as stop:
             kind = stop.fault.kind.value
             self.drain.ask(4, f"{kind}: {self._bench.redactor.redact(stop.fault.message)}")

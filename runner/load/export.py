@@ -65,7 +65,7 @@ def vllm(result: LoadResult, level: Level) -> dict[str, Any]:
         "model_id": result.model,
         "tokenizer_id": None,
         "num_prompts": level.requests.in_window,
-        "request_rate": level.value if is_open else "inf",
+        "request_rate": _asked_rate(result, level) if is_open else "inf",
         "burstiness": gamma if gamma is not None else (result.arrival.model_extra or {}).get("burstiness"),
         "max_concurrency": None if is_open else round(level.value),
         "duration": level.window_length_s,
@@ -102,7 +102,9 @@ def aiperf(result: LoadResult, level: Level) -> dict[str, Any]:
             "trial": level.repeat,
             "run_label": level.label,
             "variation_label": level.label,
-            "variation_values": {"concurrency" if level.kind == "closed" else "request_rate": level.value},
+            "variation_values": {"concurrency": level.value}
+            if level.kind == "closed"
+            else {"request_rate": _asked_rate(result, level)},
             "cli_command": shlex.join(("runner", *result.argv)) if result.argv else None,
         },
         "error_summary": [{"error_details": {"type": kind}, "count": n} for kind, n in sorted(level.errors.items())],
@@ -111,11 +113,17 @@ def aiperf(result: LoadResult, level: Level) -> dict[str, Any]:
         made[theirs] = _block(level.metric(ours), "ms", 1000)
     for theirs, ours in _AIPERF_TOKENS.items():
         made[theirs] = _block(level.metric(ours), "tokens", 1)
+    made["output_token_throughput_per_user"] = _block(
+        level.metric("output_tokens_per_s_per_user"), "tokens/sec/user", 1
+    )
     single = {
         "request_throughput": ("requests/sec", rates.succeeded_per_s),
         "goodput": ("requests/sec", rates.goodput_per_s if level.goodput is not None else None),
         "output_token_throughput": ("tokens/sec", rates.output_tokens_per_s),
+        "input_token_throughput": ("tokens/sec", rates.input_tokens_per_s),
         "total_token_throughput": ("tokens/sec", rates.total_tokens_per_s),
+        "total_isl": ("tokens", _total(level.metric("input_tokens"))),
+        "total_osl": ("tokens", _total(level.metric("output_tokens"))),
         "request_count": ("requests", float(level.metric("e2e").n)),
         "error_request_count": ("requests", float(requests.in_window - level.metric("e2e").n)),
         "benchmark_duration": ("sec", level.window_length_s),
@@ -142,6 +150,11 @@ def _block(found: Quantiles, unit: str, factor: float) -> dict[str, Any] | None:
     }
     figures = {name: factor * value for name, value in picked.items() if value is not None}
     return {"unit": unit, **figures, "count": found.n}
+
+
+def _asked_rate(result: LoadResult, level: Level) -> float | None:
+    """Requests a second; of ramps, steps and traces, whose value is another, as many as were due."""
+    return level.value if result.arrival.kind in ("constant", "poisson", "gamma") else level.rates.offered_per_s
 
 
 def _total(found: Quantiles) -> int | None:

@@ -35,9 +35,10 @@ class FreeAdmission(Admission):
         key: str | None = None,
         avoid: Endpoint | None = None,
         only: str | None = None,
+        again: Ticket | None = None,
     ) -> Ticket:
         """See `Admission`; NeverFits isn't raised."""
-        del key, avoid
+        del key, avoid, again
         if self._ended.is_set():
             raise AdmissionClosed
         lanes = self._serving(model, only)

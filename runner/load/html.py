@@ -1,41 +1,29 @@
 """A load test → report.html: one file, no network, nothing in it but what load.json says. Pure.
 
-The head's content security policy allows the one style sheet and the one script of this package, by their hashes, and
-nothing else; without script the report is whole, only unsorted and with slower tooltips. Every text passes `markup`.
+Without script the report is whole, only unsorted and with slower tooltips.
 
 Accepted: all charts are in the file at once; a level's timeline is folded away, not loaded later.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import shlex
 from collections.abc import Iterable, Iterator
-from functools import cache
-from importlib import resources
-from itertools import zip_longest
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from runner.load import panels
 from runner.load.chart import figure
 from runner.load.definitions import METRICS, TERMS
+from runner.load.details import details
 from runner.load.figures import NONE, duration, ms, plain, share
 from runner.load.markup import Markup, element, join
+from runner.load.page import Cell, facts, page, table
+from runner.load.repeats import heads_of, rows_of
 from runner.load.results import Level, LoadResult
 from runner.load.table import notes
 
-POLICY: Final = "default-src 'none'; img-src data:; base-uri 'none'; form-action 'none'"
 OPEN_LEVELS: Final = 1
 """So many levels begin unfolded."""
-
-
-class Cell(NamedTuple):
-    """What a table shows and what it sorts by; `by` None stays at the end."""
-
-    shown: str
-    by: float | str | None = None
-    name: str | None = "n"
 
 
 def report(result: LoadResult) -> str:
@@ -45,6 +33,7 @@ def report(result: LoadResult) -> str:
             *_head(result),
             *_cards(result),
             *_levels_table(result),
+            *_repeats(result),
             *_load_charts(result),
             *_distributions(result),
             *_search(result),
@@ -56,71 +45,7 @@ def report(result: LoadResult) -> str:
     return page(f"Load test {result.name}", body)
 
 
-def page(title: str, body: Markup) -> str:
-    """A page of this look: style, script, and the policy that lets nothing else in."""
-    style, script = _resource("report.css"), _resource("report.js")
-    policy = f"{POLICY}; style-src {_hash(style)}; script-src {_hash(script)}"
-    head = element(
-        "head",
-        None,
-        element("meta", {"charset": "utf-8"}),
-        element("meta", {"http-equiv": "Content-Security-Policy", "content": policy}),
-        element("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}),
-        element("meta", {"name": "color-scheme", "content": "light dark"}),
-        element("title", None, title),
-        element("link", {"rel": "icon", "href": "data:,"}),
-        element("style", None, style),
-    )
-    made = element("body", None, element("main", None, body), element("script", None, script))
-    return f"<!doctype html>\n{element('html', {'lang': 'en'}, head, made)}\n"
-
-
-@cache
-def _resource(name: str) -> Markup:
-    return Markup(resources.files("runner.load").joinpath(name).read_text("utf-8"))
-
-
-def _hash(source: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()}'"
-
-
 # ── Tables ───────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def table(heads: Iterable[str], rows: Iterable[tuple[str | None, list[Cell]]], *, sortable: bool = True) -> Markup:
-    """A table in a box that scrolls by itself. A row is its class and its cells; the first cell is its heading."""
-    rows = list(rows)
-    names = [cell.name for cell in rows[0][1][1:]] if rows else []
-    first, *others = heads
-    top = [element("th", {"scope": "col"}, first)]
-    top += [
-        element("th", {"scope": "col", "class": name and "n"}, head)
-        for head, name in zip_longest(others, names[: len(others)])
-    ]
-    body = [
-        element("tr", {"class": name}, *(_cell(cell, heading=not i) for i, cell in enumerate(cells)))
-        for name, cells in rows
-    ]
-    whole = element(
-        "table",
-        {"class": "sortable" if sortable else None},
-        element("thead", None, element("tr", None, *top)),
-        element("tbody", None, *body),
-    )
-    return element("div", {"class": "scroll"}, whole)
-
-
-def _cell(cell: Cell, *, heading: bool) -> Markup:
-    by = f"{cell.by!r}" if isinstance(cell.by, int | float) else cell.by
-    if heading:
-        return element("th", {"scope": "row", "data-v": by}, cell.shown)
-    return element("td", {"class": cell.name, "data-v": by}, cell.shown)
-
-
-def facts(rows: Iterable[tuple[str, str]]) -> Markup:
-    """Names and texts."""
-    made = [element("tr", None, element("th", {"scope": "row"}, n), element("td", None, t)) for n, t in rows]
-    return element("div", {"class": "scroll"}, element("table", {"class": "facts"}, element("tbody", None, *made)))
 
 
 def _levels_table(result: LoadResult) -> Iterator[Markup]:
@@ -128,14 +53,13 @@ def _levels_table(result: LoadResult) -> Iterator[Markup]:
     dropped = any(level.requests.dropped for level in result.levels)
     yield element("h2", None, "Levels")
     heads = [
-        *("Level", "Offered /s", "Sent /s", "OK", "Failed", "429"),
+        *("Level", "Client", "Offered /s", "Sent /s", "OK", "Failed", "429"),
         *(("Dropped",) if dropped else ()),
         *("Output tok/s", "Goodput"),
-        *("TTFT p50 ms", "p95", "p99"),
-        *(("from schedule p99",) if is_open else ()),
-        *("ICL p50 ms", "p99", "TPOT p50 ms", "tok/s per user", "E2E p50 s", "p95", "p99"),
-        *(("from schedule p99",) if is_open else ()),
-        "Client",
+        *("TTFT ms p50", "TTFT p95", "TTFT p99"),
+        *(("TTFT p99 from schedule",) if is_open else ()),
+        *("ICL ms p50", "ICL p99", "TPOT ms p50", "tok/s per user", "E2E s p50", "E2E p95", "E2E p99"),
+        *(("E2E p99 from schedule",) if is_open else ()),
     ]
     rows = ((_row_class(level), _level_cells(level, is_open, dropped)) for level in result.levels)
     yield table(heads, rows)
@@ -145,6 +69,16 @@ def _levels_table(result: LoadResult) -> Iterator[Markup]:
         f"{NONE}: not measured, or more than the number of requests can support. Latencies are of successful requests, "
         "in the window. A click on a heading sorts.",
     )
+
+
+def _repeats(result: LoadResult) -> Iterator[Markup]:
+    if result.summary_levels:
+        yield element("h2", None, "Over repeats")
+        rows = ((None, [Cell(text) for text in row]) for row in rows_of(result))
+        yield table(
+            ("Level", *(head.replace("\n", " ") for head in heads_of(result, units=True))), rows, sortable=False
+        )
+        yield element("p", {"class": "note"}, "Mean of n repeats ± half of its 95 % interval (Student's t).")
 
 
 def _row_class(level: Level) -> str | None:
@@ -157,6 +91,7 @@ def _level_cells(level: Level, is_open: bool, dropped: bool) -> list[Cell]:
     late, late_e2e = level.metric("ttft_from_schedule").p99, level.metric("e2e_from_schedule").p99
     return [
         Cell(_title(level), level.value),
+        Cell(level.client.verdict, level.client.verdict, f"n {level.client.verdict}"),
         *(Cell(plain(v), v) for v in (rates.offered_per_s, rates.achieved_per_s)),
         *(Cell(f"{v:,}", v) for v in (requests.succeeded, requests.failed, level.throttled)),
         *([Cell(f"{requests.dropped:,}", requests.dropped)] if dropped else []),
@@ -168,7 +103,6 @@ def _level_cells(level: Level, is_open: bool, dropped: bool) -> list[Cell]:
         Cell(plain(v := level.metric("output_tokens_per_s_per_user").p50), v),
         *(Cell(plain(v), v) for v in (e2e.p50, e2e.p95, e2e.p99)),
         *([Cell(plain(late_e2e), late_e2e)] if is_open else []),
-        Cell(level.client.verdict, level.client.verdict, f"n {level.client.verdict}"),
     ]
 
 
@@ -226,6 +160,8 @@ def _grid(charts: Iterable[Any]) -> Markup:
 def _load_charts(result: LoadResult) -> Iterator[Markup]:
     found = panels.kinds(result)
     for kind in found:
+        if len({level.value for level in result.levels if level.kind == kind}) < 2:
+            continue  # one dot is no chart: what it would show stands in the table and below
         suffix = "" if len(found) < 2 else (" (closed loop)" if kind == "closed" else " (open loop)")
         yield element("h2", None, f"Against load{suffix}")
         yield _grid(panels.against_load(result, kind))
@@ -261,48 +197,8 @@ def _search(result: LoadResult) -> Iterator[Markup]:
 def _level_details(result: LoadResult) -> Iterator[Markup]:
     yield element("h2", None, "Level by level")
     for i, level in enumerate(result.levels):
-        charts = [
-            *panels.timeline(level),
-            *(panels.histogram(level, name) for name in ("ttft", "icl") if level.histograms.get(name)),
-        ]
         summary = element("summary", None, f"{_title(level)}, {level.client.verdict}")
-        opened = {"open": ""} if i < OPEN_LEVELS else None
-        yield element("details", opened, summary, facts(_level_facts(level)), _grid(charts))
-
-
-def _level_facts(level: Level) -> Iterator[tuple[str, str]]:
-    requests, client = level.requests, level.client
-    yield (
-        "Requests",
-        f"{requests.offered:,} offered, {requests.admitted:,} admitted, {requests.sent:,} sent, "
-        f"{requests.succeeded:,} succeeded, {requests.failed:,} failed, {level.throttled:,} refused with 429, "
-        f"{requests.dropped:,} dropped, {requests.in_flight_at_end:,} in flight at the end",
-    )
-    if level.errors:
-        yield "Errors", ", ".join(f"{kind} {n:,}" for kind, n in sorted(level.errors.items()))
-    if level.throttled_attempts > level.throttled:
-        yield "429s", f"{level.throttled_attempts:,} attempts, of which {level.throttled:,} ended their request"
-    if level.without_usage:
-        yield "Without usage", f"{level.without_usage:,} requests: their tokens are the tokenizer's, or unknown"
-    if level.unjudged:
-        yield "Unjudged", f"{level.unjudged:,} requests lack what the SLO is about"
-    start, end = level.window_s
-    yield "Window", f"{plain(start)} to {plain(end)} s of {plain(level.duration_s)} s; {requests.in_window:,} requests"
-    yield (
-        "Client",
-        f"{client.verdict}: loop lag p99 {duration(client.lag_p99_s)}, largest {duration(client.lag_max_s)}; schedule "
-        f"delay p99 {duration(client.schedule_delay_p99_s)}; CPU {share(client.cpu_share)}; chunks read together "
-        f"{share(client.coalesced_share)}" + "".join(f"; {reason}" for reason in client.reasons),
-    )
-    waits = level.metric("limiter_wait")
-    if waits.max:
-        yield "Limiter wait", f"p50 {duration(waits.p50)}, p99 {duration(waits.p99)}, largest {duration(waits.max)}"
-    failing = level.metrics_with_failures.get("ttft")
-    if failing is not None and failing.n and level.requests.failed + level.throttled:
-        p99 = plain(failing.p99) if failing.p99 in (None, float("inf")) else duration(failing.p99)
-        yield "TTFT, failures as ∞", f"p50 {duration(failing.p50)}, p99 {p99}"
-    for name, gauge in sorted((level.server_metrics or {}).items()):
-        yield name, f"mean {plain(gauge.mean)}, largest {plain(gauge.max)}, last {plain(gauge.last)}"
+        yield element("details", {"open": ""} if i < OPEN_LEVELS else None, summary, *details(level))
 
 
 def _definitions() -> Iterator[Markup]:
@@ -349,7 +245,7 @@ def _environment_facts(result: LoadResult) -> Iterator[tuple[str, str]]:
         yield (
             "Calibration",
             f"{made.describe}: up to {plain(made.max_chunks_per_s)} chunks/s and {plain(made.max_requests_per_s)} "
-            f"requests/s, lag p99 {duration(made.lag_p99_s)}, {plain(made.cpu_us_per_chunk)} µs CPU a chunk",
+            f"requests/s, largest lag {duration(made.lag_max_s)}, {plain(made.cpu_us_per_chunk)} µs CPU a chunk",
         )
     yield "Runner", result.runner
     yield "Versions", _flat(result.versions)

@@ -9,8 +9,9 @@ slow answer can't leave by the back door. *Rates* count what happened in the win
 answered after it adds to `achieved` and not to `succeeded`, and tokens are spread between first and last content;
 otherwise an overloaded server would seem to answer as fast as it was asked.
 
-Every request ends as exactly one of succeeded, failed, throttled (429), dropped (never sent) or in flight, so that
-offered is their sum. Latencies are of those that succeeded; `metrics_with_failures` has all others at +∞.
+Every request ends as exactly one of succeeded, failed, throttled (429), dropped (never to be sent), waiting (for the
+user's own limits, when the level was cut) or in flight, so that offered is their sum. Latencies are of those that
+succeeded; `metrics_with_failures` has all others at +∞.
 """
 
 from __future__ import annotations
@@ -53,13 +54,15 @@ class LevelStatistics:
         self.slo = slo
         self.counts: Counter[str] = Counter()
         """Requests by ending, and offered, admitted, sent, in_window, kept, unjudged, throttled_attempts, chunks,
-        coalesced, without_usage."""
+        coalesced, without_usage, backed_off."""
         self.errors = Tally()
         self.within = dict.fromkeys(_RATES, 0.0)
         """What happened in the window: the numerators of the rates."""
         self.metrics = {metric.key: Distribution() for metric in METRICS}
         self.lag = Distribution()
         self.cpu_share: float | None = None
+        self.backed_off_s = 0.0
+        """How long streams waited before their next request, since the last one had failed at once."""
         self.timeline = Timeline()
         self._open: list[float] = []  # when those were sent that are still in flight
 
@@ -88,6 +91,11 @@ class LevelStatistics:
     def add_cpu(self, share: float) -> None:
         """The CPU that a process used over the level, as a share of one core; the highest counts."""
         self.cpu_share = max(share, self.cpu_share or 0.0)
+
+    def add_pause(self, seconds: float) -> None:
+        """Counts one wait of a stream after a request that had failed at once."""
+        self.counts["backed_off"] += 1
+        self.backed_off_s += seconds
 
     def _count(self, sample: RequestSample) -> None:
         counts = self.counts
@@ -148,6 +156,7 @@ class LevelStatistics:
         for name, distribution in other.metrics.items():
             self.metrics[name].merge(distribution)
         self.lag.merge(other.lag)
+        self.backed_off_s += other.backed_off_s
         self.timeline.merge(other.timeline)
         self._open += other._open
         if other.cpu_share is not None:
@@ -166,11 +175,18 @@ class LevelStatistics:
         return judge(self._signs())
 
     def _signs(self) -> ClientSigns:
-        # Whatever n is: a verdict must be given, and few values err to neither side.
-        delay = self.metrics["send_lag"].sketch.quantile(0.99)
+        # Whatever n is: a verdict must be given. Its words say whether it is a percentile.
+        delay = self.metrics["send_lag"]
         chunks = self.counts["chunks"]
         coalesced = self.counts["coalesced"] / chunks if chunks else None
-        return ClientSigns(self.lag.sketch.quantile(0.99), delay, self.cpu_share, coalesced)
+        return ClientSigns(
+            self.lag.sketch.quantile(0.99),
+            delay.sketch.quantile(0.99),
+            self.cpu_share,
+            coalesced,
+            lag_is_p99=self.lag.quantile(0.99) is not None,
+            delay_is_p99=delay.quantile(0.99) is not None,
+        )
 
     def report(self, duration_s: float) -> dict[str, Any]:
         """What a level of load.json says, but for its label, kind, value, repeat, start and server metrics.
@@ -187,6 +203,8 @@ class LevelStatistics:
             "errors": dict(self.errors),
             "throttled": self.counts["throttled"],
             "throttled_attempts": self.counts["throttled_attempts"],
+            "backed_off": self.counts["backed_off"],
+            "backed_off_s": self.backed_off_s,
             "without_usage": self.counts["without_usage"],
             "unjudged": self.counts["unjudged"] if self.slo is not None else None,
             "rates": self._rates(to_s - self.window.from_s),
@@ -213,13 +231,17 @@ class LevelStatistics:
 
     def _requests(self) -> dict[str, int]:
         names = ("offered", "admitted", "sent", "succeeded", "failed", "dropped", "in_window")
-        return {**{name: self.counts[name] for name in names}, "in_flight_at_end": self.counts["in_flight"]}
+        at_end = {f"{name}_at_end": self.counts[name] for name in ("in_flight", "waiting")}
+        return {**{name: self.counts[name] for name in names}, **at_end}
 
     def _rates(self, seconds: float) -> dict[str, float | None]:
         if seconds <= 0:
             return {f"{name}_per_s": None for name in (*_RATES, "total_tokens")}
         rates: dict[str, float | None] = {f"{name}_per_s": self.within[name] / seconds for name in _RATES}
         rates["total_tokens_per_s"] = (self.within["input_tokens"] + self.within["output_tokens"]) / seconds
+        if 0 < self.counts["without_usage"] == self.counts["succeeded"]:
+            # Nobody counted the inputs: that is unknown, not none.
+            rates["input_tokens_per_s"] = rates["total_tokens_per_s"] = None
         if self.slo is None:
             rates["goodput_per_s"] = None
         return rates
@@ -229,9 +251,10 @@ class LevelStatistics:
         return {
             "verdict": judged.verdict,
             "reasons": list(judged.reasons),
-            "lag_p99_s": signs.lag_p99_s,
+            "lag_p99_s": self.lag.quantile(0.99),
             "lag_max_s": self.lag.sketch.max,
-            "schedule_delay_p99_s": signs.schedule_delay_p99_s,
+            "schedule_delay_p99_s": self.metrics["send_lag"].quantile(0.99),
+            "schedule_delay_max_s": self.metrics["send_lag"].sketch.max,
             "cpu_share": signs.cpu_share,
             "coalesced_share": signs.coalesced_share,
         }
@@ -249,6 +272,7 @@ class LevelStatistics:
             "metrics": {name: distribution.to_dict() for name, distribution in self.metrics.items()},
             "lag": self.lag.to_dict(),
             "cpu_share": self.cpu_share,
+            "backed_off_s": self.backed_off_s,
             "timeline": self.timeline.to_dict(),
             "open": self._open,
         }
@@ -270,6 +294,7 @@ class LevelStatistics:
         made.metrics |= {name: Distribution.from_dict(found) for name, found in data["metrics"].items()}
         made.lag = Distribution.from_dict(data["lag"])
         made.cpu_share = data["cpu_share"]
+        made.backed_off_s = data["backed_off_s"]
         made.timeline = Timeline.from_dict(data["timeline"])
         made._open = [float(sent) for sent in data["open"]]
         return made

@@ -109,9 +109,7 @@ class Processes:
 
     async def _wait(self, index: int, child: Process, parts: list[Measured]) -> None:
         said = await self._heard(index, child, "statistics")
-        reason = said.pop("reason")
-        if reason is not None and self.reason is None:
-            self.reason = Reason(*reason)
+        self._watch(said.pop("reason"))
         parts.append(Measured(**{**said, "statistics": LevelStatistics.from_dict(said["statistics"])}))
 
     async def _heard(self, index: int, child: Process, key: str) -> dict[str, Any]:

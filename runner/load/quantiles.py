@@ -121,8 +121,10 @@ class Distribution:
 
     def _stddev(self) -> float | None:
         """Of the values as a sample."""
+        if self.n < 2:
+            return None
         squares = self._squares if self._exact else _squares_of(self.sketch)
-        return math.sqrt(max(0.0, squares) / (self.n - 1)) if self.n > 1 else None
+        return math.sqrt(max(0.0, squares) / (self.n - 1))
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able form."""

@@ -1,20 +1,16 @@
-"""load.json and load.csv: what a load test leaves, as values, bytes and rows. Pure.
+"""load.json: what a load test leaves, as values and bytes. Pure.
 
-load.json (schema 1) holds everything that tables, charts, comparisons and exports show; latencies are in seconds. It
-is read strictly: a wrong type, a NaN or a missing part is a UsageError that names the place, since a comparison of
-guesses is worse than none. Keys that this version doesn't know are left out, so that a later one may add some.
-
-load.csv has one row a level (LEVEL_COLUMNS, then `<metric>_<statistic>` for every metric), for spreadsheets: numbers
-are plain, an empty cell is unknown, and text that could be taken for a formula is disarmed with a leading quote.
+load.json (schema 1) holds everything that tables, charts, comparisons, load.csv and exports show; latencies are in
+seconds. It is read strictly: a wrong type, a NaN or a missing part is a UsageError that names the place, since a
+comparison of guesses is worse than none. Keys that this version doesn't know are left out, so that a later one may add
+some.
 
 Accepted: +∞ among the percentiles "with failures" is the string "inf" in load.json, since JSON has no number for it.
 """
 
 from __future__ import annotations
 
-import csv
 import math
-from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Final, Literal
 
 import orjson
@@ -22,7 +18,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 
 from runner.errors import UsageError
 from runner.escape import for_line
-from runner.load.definitions import METRICS
 
 SCHEMA: Final = 1
 Verdict = Literal["ok", "suspect", "client-bound"]
@@ -84,7 +79,10 @@ class FailureQuantiles(Part):
 
 
 class Requests(Part):
-    """Where the requests of a level went. `sent` = succeeded + failed + throttled + in flight at the end."""
+    """Where the requests of a level went.
+
+    `sent` = succeeded + failed + throttled + in flight at the end; `offered` = sent + dropped + waiting at the end.
+    """
 
     offered: Count = 0
     admitted: Count = 0
@@ -94,6 +92,8 @@ class Requests(Part):
     dropped: Count = 0
     in_window: Count = 0
     in_flight_at_end: Count = 0
+    waiting_at_end: Count = 0
+    """Held back by the user's own limits until the level was cut: never sent."""
 
 
 class Rates(Part):
@@ -140,6 +140,7 @@ class Client(Part):
     lag_p99_s: Figure = None
     lag_max_s: Figure = None
     schedule_delay_p99_s: Figure = None
+    schedule_delay_max_s: Figure = None
     cpu_share: Figure = None
     coalesced_share: Figure = None
     """Share of chunks that were read together with another in one wake-up."""
@@ -164,6 +165,9 @@ class Level(Part):
     kind: Literal["closed", "open"]
     value: Number
     repeat: Count = 0
+    run: Count = 0
+    """Which start of the test ran it. Its requests are the records whose `runner.load` has the same level, repeat and
+    run: those of an interrupted try, which was run again, have an earlier one."""
     started_s: Number = 0.0
     duration_s: Number = 0.0
     window_s: tuple[Number, Number] = (0.0, 0.0)
@@ -174,6 +178,10 @@ class Level(Part):
     """Requests that a 429 ended."""
     throttled_attempts: Count = 0
     """Attempts that a 429 answered, those of requests that succeeded later included."""
+    backed_off: Count = 0
+    """How often a stream of a closed loop waited before its next request, since its last one had failed at once."""
+    backed_off_s: Number = 0.0
+    """For how long, all streams together."""
     without_usage: Count = 0
     """Requests that succeeded without a usage of the server's."""
     unjudged: Count | None = None
@@ -225,7 +233,7 @@ class Calibration(Part):
 
     max_chunks_per_s: Figure = None
     max_requests_per_s: Figure = None
-    lag_p99_s: Figure = None
+    lag_max_s: Figure = None
     cpu_us_per_chunk: Figure = None
     describe: str = ""
 
@@ -246,6 +254,8 @@ class SummaryLevel(Part):
     value: Number
     repeats: Count
     metrics: dict[str, Interval] = {}
+    rates: dict[str, Interval] = {}
+    """Of `rates`, and goodput."""
 
 
 class Tried(Part):
@@ -319,90 +329,3 @@ def encode(result: LoadResult) -> bytes:
     return orjson.dumps(
         result.model_dump(mode="json", by_alias=True), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
     )
-
-
-_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
-_RATES: Final = tuple(Rates.model_fields)
-_COUNTS: Final = tuple(Requests.model_fields)
-LEVEL_COLUMNS: Final = (
-    *("name", "model", "label", "kind", "value", "repeat", "complete"),
-    *("verdict", "reasons", "started_s", "duration_s", "window_from_s", "window_to_s"),
-    *_COUNTS,
-    *("throttled", "throttled_attempts", "without_usage", "unjudged", "errors"),
-    *_RATES,
-    *("steady_output_tokens_per_s", "steady_requests_per_s", "goodput"),
-    *("lag_p99_s", "lag_max_s", "schedule_delay_p99_s", "cpu_share", "coalesced_share"),
-)
-"""The first columns of load.csv: which test and level, the verdict on the client and why, when (seconds since the
-test's start; the window since the level's), how many requests went where, 429s, errors as `kind=n; …`, rates a second
-of the window, the steady stretch, goodput as a share, and how the client kept up."""
-
-
-def metric_columns() -> list[str]:
-    """The other columns: `ttft_p99_s` is seconds, `output_tokens_p50` tokens, `ttft_n` how many values."""
-    seconds = {metric.key: "_s" if metric.unit == "s" else "" for metric in METRICS}
-    return [
-        f"{key}_{statistic}" + ("" if statistic == "n" else suffix)
-        for key, suffix in seconds.items()
-        for statistic in STATISTICS
-    ]
-
-
-def to_csv(result: LoadResult) -> bytes:
-    """load.csv: a header and one row a level, UTF-8, RFC 4180."""
-    lines = _Lines()
-    writer = csv.writer(lines, lineterminator="\r\n")
-    writer.writerow([*LEVEL_COLUMNS, *metric_columns()])
-    for level in result.levels:
-        named = _named_cells(result, level)
-        writer.writerow([_cell(named[name]) for name in LEVEL_COLUMNS] + [_cell(v) for v in _metric_cells(level)])
-    return "".join(lines).encode()
-
-
-class _Lines(list[str]):
-    """What csv can write to."""
-
-    def write(self, line: str) -> None:
-        self.append(line)
-
-
-def _named_cells(result: LoadResult, level: Level) -> Mapping[str, object]:
-    steady, client = level.steady, level.client
-    same = (
-        *("label", "kind", "value", "repeat", "complete", "started_s", "duration_s", "goodput"),
-        *("throttled", "throttled_attempts", "without_usage", "unjudged"),
-    )
-    return {
-        "name": result.name,
-        "model": result.model,
-        **{name: getattr(level, name) for name in same},
-        "verdict": client.verdict,
-        "reasons": "; ".join(client.reasons),
-        "window_from_s": level.window_s[0],
-        "window_to_s": level.window_s[1],
-        **level.requests.model_dump(),
-        "errors": "; ".join(f"{kind}={n}" for kind, n in sorted(level.errors.items())),
-        **level.rates.model_dump(),
-        "steady_output_tokens_per_s": steady and steady.output_tokens_per_s,
-        "steady_requests_per_s": steady and steady.requests_per_s,
-        **client.model_dump(exclude={"verdict", "reasons"}),
-    }
-
-
-def _metric_cells(level: Level) -> Iterator[object]:
-    for metric in METRICS:
-        found = level.metric(metric.key)
-        for statistic in STATISTICS:
-            yield getattr(found, statistic)
-
-
-def _cell(value: object) -> str:
-    """A number as it is; text so that no spreadsheet runs it (OWASP, CSV injection)."""
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int | float):
-        return repr(value)
-    text = str(value)
-    return f"'{for_line(text)}" if text.startswith(_FORMULA) else for_line(text)

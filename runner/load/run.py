@@ -1,8 +1,8 @@
 """A load test from its options to its figures.
 
 Steps, each before anything is sent: the workload; the folder (lock, whose it is, what was measured before); the
-endpoint and key, or the simulator. Then calibration; then the levels, one after another, with load.json written after
-each; then report.html, the tables and the exit code.
+endpoint and key, or the simulator, and whether anybody listens there. Then calibration; then the levels, one after
+another, with load.json written after each; then report.html, the tables and the exit code.
 
 An interrupted test keeps what it measured: the level it was in is marked as cut. The same command goes on at that
 level; levels that are complete are not run again.
@@ -32,6 +32,7 @@ from runner.load import assemble, search, table
 from runner.load.calibrate import calibrate
 from runner.load.crew import Alone, Crew
 from runner.load.engine import Engine
+from runner.load.knock import refuse_silence
 from runner.load.options import LoadOptions
 from runner.load.processes import Processes
 from runner.load.results import Calibration, Level, LoadResult
@@ -105,14 +106,17 @@ class _Test:
         self._spec: LevelSpec | None = None
         self._crew: Crew | None = None
         self._next = 0
-        self._is_new = False
+        self._run = 0
+        """How often the test was resumed."""
         self._began = time.monotonic()
 
     async def run(self, targets: list[Target], base_url: str | None) -> int:
         manifest = self._opened()
         workload = await read_workload(self._options, manifest["seed"], manifest["salt"])
         self._refuse_no_model(workload, base_url)
-        if self._is_new:
+        if self._wanted() is not None:
+            await refuse_silence(targets)
+            self._run = manifest["resumes"]
             self._store.write_manifest(manifest)
         settings = self._settings
         if base_url is not None and settings.model is None:
@@ -139,8 +143,7 @@ class _Test:
         found = self._store.manifest()
         if found is None:
             seed = secrets.randbits(32) if self._settings.seed is None else self._settings.seed
-            self._is_new = True
-            return {"seed": seed, "salt": f"{secrets.randbits(64):x}", "started": _now(), **asked}
+            return {"seed": seed, "salt": f"{secrets.randbits(64):x}", "started": _now(), "resumes": 0, **asked}
         different = _differences(found, _plain(asked))
         if different:
             raise UsageError(
@@ -151,7 +154,7 @@ class _Test:
         if earlier is not None:
             self._levels = [level for level in earlier.levels if level.complete]
             self._calibration = earlier.calibration
-        return found
+        return {**found, "resumes": found.get("resumes", 0) + 1}
 
     def _asked_settings(self) -> dict[str, Any]:
         """The settings that change what is measured."""
@@ -243,7 +246,7 @@ class _Test:
             await services.start(signals.listen, lambda number: self._interrupted(number, crew, line), crew.cut)
             async with scraping(self._options.server_metrics, line.say) as scraper:
                 while self._reason is None and (spec := self._wanted()) is not None:
-                    spec = replace(spec, first=self._next, seed=seed).dated(workload.trace)
+                    spec = replace(spec, first=self._next, run=self._run, seed=seed).dated(workload.trace)
                     await self._run_level(crew, spec, scraper)
                     self._reason = self._reason or crew.reason
             services.cancel_scope.cancel()
@@ -268,9 +271,11 @@ class _Test:
 
     def _interrupted(self, number: signal.Signals, crew: Crew, line: Line) -> None:
         self._reason = self._reason or Reason(128 + number, number.name)
+        live = crew.live
         crew.stop()
+        unsent = f", {live.waiting:,} that wait for limits are not sent" if live.waiting else ""
         line.say(
-            f"{number.name}: {crew.live.in_flight} in flight may finish within {self._settings.grace:g} s; "
+            f"{number.name}: {live.in_flight:,} in flight may finish within {self._settings.grace:g} s{unsent}; "
             "once more to stop at once"
         )
 

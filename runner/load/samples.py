@@ -31,7 +31,7 @@ from typing import Final, Literal
 from runner.faults import FaultKind
 from runner.sketch import Sketch
 
-Ending = Literal["succeeded", "failed", "throttled", "dropped", "in_flight"]
+Ending = Literal["succeeded", "failed", "throttled", "dropped", "waiting", "in_flight"]
 THROTTLED: Final = frozenset(kind.value for kind in (FaultKind.RATE_LIMITED, FaultKind.SLOW_DOWN, FaultKind.CAPACITY))
 """Answers with 429: a class of their own."""
 
@@ -72,13 +72,15 @@ class RequestSample:
     throttled_attempts: int = 0
     """How many of them a 429 answered."""
     limiter_wait_s: float = 0.0
+    waiting: bool = False
+    """Whether it was still waiting for the user's own limits when the level was closed."""
     output_tokens_by_tokenizer: int | None = None
 
     @property
     def ending(self) -> Ending:
         """What became of it: each request is exactly one of these."""
         if self.sent is None:
-            return "dropped"
+            return "waiting" if self.waiting else "dropped"
         if self.end is None:
             return "in_flight"
         if self.ok:

@@ -3,6 +3,8 @@
 - Closed loop: so many lanes, each sends its next request when the answer to the last is in. They begin one after
   another, spread over the warm-up: lanes that begin together end together, again and again, and two hundred requests
   in one instant would measure this client's own queue.
+  A lane whose request failed at once backs off before its next one, or it would hammer a dead server thousands of
+  times a second; how often and how long is counted. A 429 is an answer like any other: limits are what --rpm is for.
 - Open loop: requests go out at their times, whatever the server does. What is due while `max_in_flight` are on their
   way is dropped and counted: to hold it back would be a hidden closed loop.
 
@@ -26,7 +28,7 @@ from runner.load.arrivals import Replay
 from runner.load.conversations import Conversation, Conversations, Turn
 from runner.load.engine import Answer, Request
 from runner.load.prompts import Supply
-from runner.load.samples import RequestSample
+from runner.load.samples import Ending, RequestSample
 from runner.load.slo import Slo
 from runner.load.spec import LevelSpec
 
@@ -35,6 +37,10 @@ MAX_LANE_GAP_S: Final = 0.1
 """Few lanes need no more to be apart."""
 LAG_EVERY_S: Final = 0.01
 """How long the sleep is whose lateness is the loop's lag."""
+FIRST_PAUSE_S: Final = 0.01
+MAX_PAUSE_S: Final = 1.0
+"""From one request of a lane to the next when the first has failed: doubled while they go on failing. A failure that
+took as long by itself isn't waited for."""
 CHECK_S: Final = 1.0
 """How often it is looked whether requests wait for limits, after the last one was due."""
 MIN_CPU_S: Final = 0.1
@@ -81,6 +87,10 @@ class Means(Protocol):
     def waiting(self) -> int:
         """How many requests wait for the user's own limits."""
 
+    @property
+    def is_stopped(self) -> bool:
+        """Whether nothing more may be sent."""
+
     def clock(self) -> float:
         """Monotonic seconds."""
 
@@ -89,6 +99,10 @@ class Means(Protocol):
 
     async def send(self, request: Request, level: dict[str, Any], zero_s: float) -> Answer:
         """Sends one request and reads its answer."""
+
+
+_FAILURES: Final = frozenset({"failed", "dropped"})
+"""Endings after which a lane backs off; dropped is what the user's own limits can never let through."""
 
 
 class _Begun(NamedTuple):
@@ -113,7 +127,7 @@ class Sender:
         self._taken = 0
         self.numbers = 0
         """One more than the highest number that was begun."""
-        self._about = {"level": spec.label, "repeat": spec.repeat}
+        self._about = {"level": spec.label, "repeat": spec.repeat, "run": spec.run}
         self._stopped = anyio.Event()
         self._all_begun = anyio.Event()
         self._last_s = 0.0
@@ -201,6 +215,7 @@ class Sender:
                     lanes.start_soon(self._lane)
 
     async def _lane(self) -> None:
+        failures = 0
         while not self._stopped.is_set():
             number = self._next_number()
             if self._spec.is_over(number, self.now_s):
@@ -209,8 +224,23 @@ class Sender:
             if self._spec.is_over(self._next_number(), self.now_s):
                 self._all_begun.set()
             self.in_flight += 1
-            if not await self._session(self._begin(number), None):
+            began = self.now_s
+            ending = await self._session(self._begin(number), None)
+            failures = failures + 1 if ending in _FAILURES else 0
+            if ending is None or not await self._backs_off(began, failures):
                 return
+
+    async def _backs_off(self, began_s: float, failures: int) -> bool:
+        """Waits as long as so many failures in a row take; False: the level ends meanwhile."""
+        if not failures:
+            return True
+        due_s = began_s + min(FIRST_PAUSE_S * 2 ** min(failures - 1, 10), MAX_PAUSE_S)
+        if (pause_s := due_s - self.now_s) <= 0:
+            return True
+        if self._spec.is_over(self._next_number(), due_s):
+            return False
+        self.statistics.add_pause(pause_s)
+        return not await self._stops_before(due_s)
 
     def _next_number(self) -> int:
         # A process without a lane must not keep numbers to itself.
@@ -246,21 +276,21 @@ class Sender:
         assert first is not None
         return _Begun(first, talk)
 
-    async def _session(self, begun: _Begun, scheduled: float | None) -> bool:
+    async def _session(self, begun: _Begun, scheduled: float | None) -> Ending | None:
         """A request, or the turns of a conversation; its first one is counted as in flight already.
 
-        False: the level ends while its user thinks.
+        What became of the last one; None: the level ends while its user thinks.
         """
         turn, talk = begun
         while True:
             answer = await self._one(Request(turn.job, scheduled, wants_text=talk is not None))
             following = None if talk is None else talk.next(answer.text)
             if following is None:
-                return True
+                return answer.sample.ending
             turn = following
             due = (answer.sample.end or self.now_s) + turn.think_s
             if self._spec.is_over(0, due) or await self._stops_before(due):
-                return False
+                return None
             scheduled = None if self._spec.kind == "closed" else due
             self.in_flight += 1
 
@@ -274,6 +304,9 @@ class Sender:
         finally:
             self.in_flight -= 1
         self.statistics.add(answer.sample)
+        if self._means.is_stopped:
+            # At once: a lane whose every request is turned away would leave no other task a turn to notice.
+            self.stop()
         return answer
 
     async def _stops_before(self, due_s: float) -> bool:

@@ -30,6 +30,9 @@ class LevelSpec:
     """Streams at once, or requests a second."""
     label: str
     repeat: int = 0
+    run: int = 0
+    """Which start of the test sends it: 1 after the first resume. An interrupted level is run again from its start, and
+    its records must not be taken for those of the earlier try."""
     first: int = 0
     """Number of its first request, counted over the whole test."""
     requests: int | None = None

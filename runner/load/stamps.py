@@ -9,7 +9,7 @@ where chunks do.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -29,6 +29,11 @@ if TYPE_CHECKING:
 _MOMENTS: Final = (
     *("scheduled", "admitted", "sent", "headers", "first_chunk", "first_content", "first_text", "last_content", "end"),
 )
+
+
+_WRITTEN: Final = frozenset({"text", "content", "refusal", "reasoning", "reasoning_content", "name", "arguments"})
+_HOLDERS: Final = frozenset({"message", "content", "summary", "tool_calls", "function", "function_call"})
+"""Keys of an answer under which texts of the model stand, and under which objects with such texts do."""
 
 
 def sample_of(
@@ -104,9 +109,32 @@ def _response_texts(body: Mapping[str, Any]) -> list[str]:
     return [part["text"] for part in parts if isinstance(part.get("text"), str)]
 
 
+def written_by(body: Mapping[str, Any]) -> str:
+    """All that the model wrote, of every choice: reasoning, text, refusals and the arguments of tool calls.
+
+    That is what a server's count of output tokens is about, and what TTFT and the chunks are.
+    """
+    return "".join(_written([body.get("choices"), body.get("output")]))
+
+
+def _written(value: Any) -> Iterator[str]:
+    """The texts of an answer under the keys that hold what a model writes, however deep."""
+    if isinstance(value, list):
+        for item in value:
+            yield from _written(item)
+    elif isinstance(value, dict):
+        texts = {key: found for key, found in value.items() if isinstance(found, str) and found}
+        if "reasoning" in texts and "reasoning_content" in texts:
+            del texts["reasoning"]  # some servers say it under both names
+        yield from (found for key, found in texts.items() if key in _WRITTEN)
+        for key, found in value.items():
+            if key in _HOLDERS:
+                yield from _written(found)
+
+
 def counted(outcome: Outcome, count: Count) -> int | None:
     """The tokenizer's count of an answer without usage; None where it has one, or failed."""
     if not isinstance(outcome, Completed) or outcome.usage is not None:
         return None
-    body = {"model": outcome.body.get("model"), "prompt": text_of(outcome.body)}
+    body = {"model": outcome.body.get("model"), "prompt": written_by(outcome.body)}
     return count(Job("", 0, Api.COMPLETIONS, body, stream=False, digest=0, size_bytes=0))

@@ -27,7 +27,7 @@ from runner.digests import digest64
 from runner.errors import UsageError
 from runner.files import AppendFile, OsFiles, atomic_write, make_folder, read_file
 from runner.folder import LOG, MANIFEST
-from runner.load import html, results
+from runner.load import html, results, sheet
 from runner.load.export import export
 from runner.load.results import LoadResult
 from runner.lock import lock_folder
@@ -137,7 +137,7 @@ class Store:
 
     def write(self, result: LoadResult, layouts: tuple[str, ...] = ()) -> None:
         """Writes load.json, load.csv, the report and the exports."""
-        files = {LOAD_CSV: results.to_csv(result), REPORT: html.report(result).encode()}
+        files = {LOAD_CSV: sheet.to_csv(result), REPORT: html.report(result).encode()}
         for layout in layouts:
             files |= export(result, layout)
         # load.json last: the others are made of it.

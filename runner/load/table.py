@@ -20,11 +20,14 @@ from rich.text import Text
 from runner.escape import for_line
 from runner.load.definitions import TERMS
 from runner.load.figures import NONE, ms, plain, share
+from runner.load.repeats import heads_of, rows_of
 from runner.load.results import Level, LoadResult, Quantiles
 
 STYLES: Final = {"ok": "green", "suspect": "yellow", "client-bound": "bold red"}
 LABEL_COLUMNS: Final = 20
 """A longer label goes on in the next line, and there it is cut: the figures are what the table is for."""
+LIMITED_S: Final = 0.001
+"""To pass a gate that is open takes some microseconds, and is no wait."""
 MAX_TOLD: Final = 8
 """Notes of one sort; the levels' own rows and the report's panels have the rest."""
 LABEL_CHARACTERS: Final = 36
@@ -33,6 +36,10 @@ LABEL_CHARACTERS: Final = 36
 def render(result: LoadResult) -> RenderableType:
     """Both tables and the notes under them."""
     parts: list[RenderableType] = [_heading(result), _requests(result), _latencies(result)]
+    if result.summary_levels:
+        parts.append(_repeats(result))
+    if late := list(_first([*_send_lags(result)])):
+        parts.append(Text("Sent late by p50 / p99 / at most, in ms: " + "; ".join(late), style="dim"))
     return Group(*parts, *(Text(note, style="dim") for note in notes(result)))
 
 
@@ -40,7 +47,7 @@ def notes(result: LoadResult) -> Iterator[str]:
     """What a reader must know before believing the tables, one line each."""
     if not result.complete:
         yield "Interrupted: the levels above are what was measured until then."
-    for kind in (_failures, _unanswered, _verdicts):
+    for kind in (_failures, _pauses, _unanswered, _unsent, _uncounted, _verdicts):
         yield from _first(list(kind(result)))
     if any(level.client_bound for level in result.levels):
         yield "A client-bound level measures this client, not the server. Use more --workers or another machine."
@@ -55,11 +62,35 @@ def _failures(result: LoadResult) -> Iterator[str]:
             yield f"failed at {_label(level)}: {kinds}"
 
 
+def _pauses(result: LoadResult) -> Iterator[str]:
+    for level in result.levels:
+        if level.backed_off:
+            yield (
+                f"backed off at {_label(level)}: {level.backed_off:,} times, {plain(level.backed_off_s)} s of all "
+                "streams together, after requests that had failed at once: more was never offered"
+            )
+
+
 def _unanswered(result: LoadResult) -> Iterator[str]:
     for level in result.levels:
         if left := level.requests.in_flight_at_end:
             when = "when --drain had passed" if level.complete else "when it was cut"
             yield f"no answer at {_label(level)}: {left:,} in flight {when}, counted as having kept no objective"
+
+
+def _unsent(result: LoadResult) -> Iterator[str]:
+    for level in result.levels:
+        if left := level.requests.waiting_at_end:
+            yield f"never sent at {_label(level)}: {left:,} waited for the limits (--rpm, --tpm) when it was stopped"
+
+
+def _uncounted(result: LoadResult) -> Iterator[str]:
+    for level in result.levels:
+        if level.without_usage:
+            yield (
+                f"no usage at {_label(level)}: of {level.without_usage:,} answers the server named no tokens; those in "
+                "tokens/s are a tokenizer's estimate, what is per token is unknown"
+            )
 
 
 def _verdicts(result: LoadResult) -> Iterator[str]:
@@ -115,15 +146,35 @@ def _requests(result: LoadResult) -> Table:
 
 def _latencies(result: LoadResult) -> Table:
     table = _table("Latency in ms, successful requests (E2E in s)")
-    _add_figures(table, "TTFT\np50", "\np95", "\np99", "ICL\np50", "\np99", "TPOT\np50", "E2E\np50", "\np99")
+    limited = any((level.metric("limiter_wait").max or 0.0) > LIMITED_S for level in result.levels)
+    _add_figures(table, *["limits\np50"] * limited, "TTFT\np50", "\np95", "\np99", "ICL\np50", "\np99")
+    _add_figures(table, "TPOT\np50", "E2E\np50", "\np99")
     for level in result.levels:
         ttft, icl, tpot, e2e = (level.metric(name) for name in ("ttft", "icl", "tpot", "e2e"))
-        cells = [*_ttft(ttft), ms(icl.p50), ms(icl.p99), ms(tpot.p50), plain(e2e.p50), plain(e2e.p99)]
+        cells = [ms(level.metric("limiter_wait").p50)] * limited
+        cells += [*_ttft(ttft), ms(icl.p50), ms(icl.p99), ms(tpot.p50), plain(e2e.p50), plain(e2e.p99)]
         table.add_row(_label(level), *cells, style=_row_style(level))
         if level.kind == "open":
             ttft, e2e = level.metric("ttft_from_schedule"), level.metric("e2e_from_schedule")
-            cells = [*_ttft(ttft), "", "", "", plain(e2e.p50), plain(e2e.p99)]
+            cells = [""] * limited + [*_ttft(ttft), "", "", "", plain(e2e.p50), plain(e2e.p99)]
             table.add_row(Text("  from schedule"), *cells, style=_row_style(level))
+    return table
+
+
+def _send_lags(result: LoadResult) -> Iterator[str]:
+    """How late this client was in open loops, waits for limits left out."""
+    for level in result.levels:
+        lag = level.metric("send_lag")
+        if lag.n:
+            yield f"{_label(level)} {ms(lag.p50)} / {ms(lag.p99)} / {ms(lag.max)}"
+
+
+def _repeats(result: LoadResult) -> Table:
+    table = _table("Over n repeats, ± half a 95 % interval; ms, E2E in s")
+    _add_figures(table, *heads_of(result))
+    for label, *cells in rows_of(result):
+        # On two lines, since 80 columns hold no more.
+        table.add_row(Text(_short(label)), *(cell.replace(" ± ", "\n± ") for cell in cells))
     return table
 
 
@@ -133,9 +184,12 @@ def _ttft(ttft: Quantiles) -> list[str]:
 
 def _label(level: Level) -> Text:
     repeat = f" #{level.repeat + 1}" if level.repeat else ""
-    label = for_line(level.label)
-    label = label if len(label) <= LABEL_CHARACTERS else label[: LABEL_CHARACTERS - 1] + "…"
-    return Text(label + repeat + ("" if level.complete else " (cut)"))
+    return Text(_short(level.label) + repeat + ("" if level.complete else " (cut)"))
+
+
+def _short(label: str) -> str:
+    label = for_line(label)
+    return label if len(label) <= LABEL_CHARACTERS else label[: LABEL_CHARACTERS - 1] + "…"
 
 
 def _verdict(level: Level) -> Text:

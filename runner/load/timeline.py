@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
+from runner.load.quantiles import needed
 from runner.load.samples import RequestSample
 from runner.sketch import Sketch
 
@@ -161,7 +162,7 @@ class Timeline:
                 "in_flight": round(mean),
                 **{name: int(getattr(step, name)) for name in ("sent", "succeeded", "failed", "throttled")},
                 "output_tokens": round(step.output_tokens),
-                "ttft_p50": step.ttft.quantile(0.5),
+                "ttft_p50": step.ttft.quantile(0.5) if step.ttft.count >= needed(0.5) else None,
                 "lag_max_s": step.lag_max_s,
             }
             for index, (step, mean) in enumerate(zip(self.steps, self.in_flight(duration_s), strict=True))

@@ -32,6 +32,11 @@ CPU_SHARE: Final = Limits(0.50, 0.75)
 COALESCED_SHARE: Final = Limits(0.25, 1.0)
 
 
+_LAG: Final = ("the event loop's worst wake-ups were {} late", "the event loop woke {} late at p99")
+_DELAY: Final = ("the worst sends were {} late", "requests were sent {} late at p99")
+"""Without and with enough values for a percentile."""
+
+
 @dataclass(frozen=True, slots=True)
 class ClientSigns:
     """What was seen of the client during a level; None was not measured."""
@@ -42,6 +47,9 @@ class ClientSigns:
     cpu_share: float | None = None
     """Of one core, of the busiest process."""
     coalesced_share: float | None = None
+    lag_is_p99: bool = True
+    """False: too few measurements for a percentile, so that it is one of the worst."""
+    delay_is_p99: bool = True
 
 
 class Judged(NamedTuple):
@@ -54,8 +62,8 @@ class Judged(NamedTuple):
 def judge(signs: ClientSigns) -> Judged:
     """The verdict on a level's client."""
     checks = (
-        (signs.lag_p99_s, LAG_S, _s, "the event loop woke {} late at p99"),
-        (signs.schedule_delay_p99_s, LAG_S, _s, "requests were sent {} late at p99"),
+        (signs.lag_p99_s, LAG_S, _s, _LAG[signs.lag_is_p99]),
+        (signs.schedule_delay_p99_s, LAG_S, _s, _DELAY[signs.delay_is_p99]),
         (signs.cpu_share, CPU_SHARE, _percent, "a process used {} of a core"),
         (signs.coalesced_share, COALESCED_SHARE, _percent, "{} of the chunks were read together with another"),
     )

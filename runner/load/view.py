@@ -97,7 +97,8 @@ class Line:
 def shown(spec: LevelSpec, done: int, of: int | None, live: Live) -> str:
     """The line."""
     level = f"level {done + 1}" + (f"/{of}" if of is not None else "")
-    parts = [f"{level} {spec.label}", _time(spec, live), f"{live.in_flight:,} in flight", f"{live.succeeded:,} ok"]
+    parts = [f"{level} {spec.label}", _time(spec, live), f"{live.in_flight:,} in flight"]
+    parts += [f"{live.waiting:,} waiting for limits"] * bool(live.waiting) + [f"{live.succeeded:,} ok"]
     parts += [f"{live.failed:,} failed"] * bool(live.failed) + [f"{live.throttled:,} ×429"] * bool(live.throttled)
     parts += [f"{live.dropped:,} dropped"] * bool(live.dropped)
     if live.ttft_p50_s is not None:

@@ -169,6 +169,7 @@ def _level(
             "lag_p99_s": 0.041 if reasons else 0.0021,
             "lag_max_s": 0.09 if reasons else 0.006,
             "schedule_delay_p99_s": 0.05 if reasons else 0.001,
+            "schedule_delay_max_s": 0.09 if reasons else 0.002,
             "cpu_share": 0.93 if reasons else 0.31,
             "coalesced_share": 0.4 if reasons else 0.02,
         },
@@ -201,7 +202,7 @@ def result(levels: list[dict[str, Any]], **changes: Any) -> LoadResult:
             "calibration": {
                 "max_chunks_per_s": 24000.0,
                 "max_requests_per_s": 900.0,
-                "lag_p99_s": 0.0018,
+                "lag_max_s": 0.0018,
                 "cpu_us_per_chunk": 36.0,
                 "describe": "paced null server, 200 streams, 50 tokens/s, 3 s",
             },
@@ -233,6 +234,7 @@ def repeated(seed: int = 0, speed: float = 1.0, times: int = 4, **changes: Any) 
             "value": n,
             "repeats": times,
             "metrics": {"ttft_p50": {"mean": 0.12, "low": 0.11, "high": 0.13}},
+            "rates": {"output_tokens_per_s": {"mean": 710.0, "low": 698.0, "high": 722.0}},
         }
         for n in (4, 16)
     ]

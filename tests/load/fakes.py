@@ -23,20 +23,29 @@ class Waits:
 class Server:
     """Answers after `takes(number)` seconds; notes who was sent when."""
 
-    def __init__(self, takes: Callable[[int], float] = lambda number: 1.0, *, fails=frozenset()) -> None:
+    def __init__(
+        self, takes: Callable[[int], float] = lambda number: 1.0, *, fails=frozenset(), fault="server_error"
+    ) -> None:
         self.takes = takes
         self.fails = fails
+        self.fault = fault
         self.pacer = Waits()
         self.sent: list[tuple[float, str]] = []
         self.scheduled: list[float | None] = []
+        self.levels: list[dict] = []
         self.most = 0
         self.now = 0
         self.grace_s = 1e9
         self.waiting = 0
+        self.clock_at_end = 0.0
         self._asked = anyio.Event()
 
     def clock(self):
         return asyncio.get_running_loop().time()
+
+    @property
+    def is_stopped(self):
+        return self._asked.is_set()
 
     async def stopped(self):
         await self._asked.wait()
@@ -49,6 +58,7 @@ class Server:
         sent = self.clock() - zero_s
         self.sent.append((round(sent, 3), request.job.id))
         self.scheduled.append(request.scheduled)
+        self.levels.append(level)
         self.now += 1
         self.most = max(self.most, self.now)
         try:
@@ -65,7 +75,7 @@ class Server:
             end=end,
             chunks=1,
             ok=ok,
-            fault=None if ok else "server_error",
+            fault=None if ok else self.fault,
         )
         return Answer(sample, f"answer {number}" if request.wants_text and ok else None)
 

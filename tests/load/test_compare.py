@@ -75,6 +75,56 @@ def test_a_client_bound_level_is_shown_and_not_judged():
     assert any("client-bound" in note for note in bound.notes)
 
 
+def test_a_level_that_was_cut_short_is_not_judged():
+    made = compare.compare(examples.healthy(), examples.interrupted())
+    cut = made.levels[1]
+    assert "cut short in B: not judged" in cut.notes
+    assert {row.judgement for row in cut.rows} == {"not judged"}
+    assert {row.judgement for row in made.levels[0].rows} != {"not judged"}
+
+
+def test_of_repeats_only_the_whole_ones_are_compared():
+    whole = [examples.level(4, repeat=i) for i in range(3)]
+    cut = examples.level(4, repeat=3, seconds=7, speed=0.2, complete=False)
+    a, b = examples.result(whole), examples.result([*whole, cut])
+    made = compare.compare(a, b)
+    assert {row.change for row in made.levels[0].rows} == {"0 %"}
+    assert "repeats: 3 in A, 3 in B" in made.levels[0].notes
+    assert "1 of 4 repeats in B left out: cut short or client-bound" in made.levels[0].notes
+
+
+def test_a_client_bound_repeat_does_not_speak_for_the_sound_ones():
+    sound = [examples.level(4, repeat=i) for i in range(3)]
+    bound = examples.level(4, repeat=3, speed=0.2, verdict="client-bound")
+    made = compare.compare(examples.result([*sound, bound]), examples.result(sound))
+    assert {row.change for row in made.levels[0].rows} == {"0 %"}
+    assert "not judged" not in {row.judgement for row in made.levels[0].rows}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_two_runs_of_one_server_differ_in_nothing_and_one_that_is_a_tenth_slower_is_found(seed):
+    print("seed", seed)
+
+    def run(number, speed=1.0):
+        return examples.result([examples.level(16, seed=number, speed=speed)])
+
+    before = run(seed)
+    same = rows(compare.compare(before, run(seed + 1000)))
+    assert {row.judgement for row in same.values()} <= {"noise", "not judged"}
+    slower = rows(compare.compare(before, run(seed + 1000, 0.9)))
+    assert {slower[name].judgement for name in ("TTFT mean", "ICL mean", "TPOT mean", "E2E mean")} == {"worse"}
+
+
+def test_a_change_of_one_in_a_hundred_is_none_within_one_run_however_little_it_scatters():
+    def exact(tpot):
+        level = examples.level(16)
+        level["metrics"]["tpot"] |= {"mean": tpot, "stddev": tpot / 1000}
+        return examples.result([level])
+
+    assert rows(compare.compare(exact(0.02), exact(0.0202)))["TPOT mean"].judgement == "noise"
+    assert rows(compare.compare(exact(0.02), exact(0.021)))["TPOT mean"].judgement == "worse"
+
+
 def test_levels_that_only_one_has_are_named():
     made = compare.compare(examples.healthy(), examples.interrupted())
     assert set(made.only_a) == {"1 concurrent", "64 concurrent"}

@@ -25,6 +25,7 @@ AIPERF_KEYS = {
     *("time_to_first_token", "time_to_first_output_token", "inter_token_latency", "inter_chunk_latency"),
     *("request_latency", "input_sequence_length", "output_sequence_length"),
     *("request_throughput", "goodput", "output_token_throughput", "total_token_throughput"),
+    *("output_token_throughput_per_user", "input_token_throughput", "total_isl", "total_osl"),
     *("request_count", "error_request_count", "benchmark_duration"),
 }
 AIPERF_RECORD = {"unit", "avg", "min", "max", "p50", "p90", "p95", "p99", "std", "count", "sum"}
@@ -71,6 +72,24 @@ def test_vllm_names_mean_what_they_mean_there():
 def test_vllm_in_an_open_loop_has_the_rate_and_no_concurrency():
     [first, *_] = exported(examples.open_loop(), "vllm")
     assert (first["request_rate"], first["max_concurrency"], first["burstiness"]) == (2, None, 1)
+
+
+@pytest.mark.parametrize("kind", ["trace", "ramp", "step"])
+def test_a_rate_that_changes_is_exported_as_what_was_offered_and_not_as_the_levels_own_value(kind):
+    level = examples.level(2, kind="open")
+    level["rates"]["offered_per_s"] = 3.5
+    result = examples.result([level], arrival={"kind": kind})
+    assert exported(result, "vllm")[0]["request_rate"] == 3.5
+    assert exported(result, "aiperf")[0]["run_info"]["variation_values"] == {"request_rate": 3.5}
+
+
+def test_aiperf_totals_are_sums_and_a_users_speed_is_that_of_its_own_itl():
+    level = examples.healthy().levels[-1]
+    last = exported(examples.healthy(), "aiperf")[-1]
+    tokens = level.metric("output_tokens")
+    assert last["total_osl"] == {"unit": "tokens", "avg": round((tokens.mean or 0) * tokens.n)}
+    speed = last["output_token_throughput_per_user"]
+    assert (speed["unit"], speed["p50"]) == ("tokens/sec/user", level.metric("output_tokens_per_s_per_user").p50)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

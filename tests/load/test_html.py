@@ -13,7 +13,7 @@ from itertools import pairwise
 
 import pytest
 
-from runner.load import html, panels
+from runner.load import html, page, panels
 from runner.load.chart import TICKS, Axis, Chart, Point, Series, figure, log_ticks, round_ticks, svg
 from runner.load.markup import Markup, element, text
 from tests.load import examples
@@ -117,6 +117,42 @@ def test_no_headline_figure_is_taken_from_a_client_bound_level():
     assert not any(f"{best:,.0f}" in card for card in cards)
 
 
+def cells_of(source, heading):
+    """The texts of a row's cells, of the first row with that heading."""
+    row = re.search(rf'<tr><th scope="row">{heading}</th>(.*?)</tr>', source, re.DOTALL)
+    assert row is not None
+    return re.findall(r"<td[^>]*>([^<]*)</td>", row[1])
+
+
+def test_a_level_has_every_metric_with_its_percentiles_and_none_that_n_does_not_support():
+    level = examples.level(4)
+    cells = cells_of(html.report(examples.result([level])), "TTFT")
+    found = level["metrics"]["ttft"]
+    assert (found["n"], found["p99"], found["p99_9"]) == (102, None, None)
+    assert cells[0] == "102"
+    assert [cell == "–" for cell in cells] == [False] * 7 + [True] * 2 + [False]
+
+
+def test_one_level_alone_has_no_charts_of_a_single_dot():
+    alone = html.report(examples.result([examples.level(4, repeat=i) for i in range(2)]))
+    assert "Against load" not in alone
+    assert "Distributions" in alone
+    assert "Against load" in html.report(examples.healthy())
+
+
+def test_repeats_are_shown_with_their_intervals():
+    source = html.report(examples.repeated())
+    assert "Over repeats" in source
+    assert "710 ± 12" in source
+    assert "120 ± 10" in source
+    assert "Over repeats" not in html.report(examples.healthy())
+
+
+def test_the_verdict_on_the_client_stands_beside_the_level_where_no_narrow_window_hides_it():
+    heads = re.findall(r'<th scope="col"[^>]*>([^<]*)</th>', html.report(examples.open_loop()))
+    assert heads[:2] == ["Level", "Client"]
+
+
 def test_the_command_line_can_be_pasted():
     made = examples.result([examples.level(4)], argv=["load", "my jobs.jsonl", "--rate", "5"])
     assert "python -m runner load 'my jobs.jsonl' --rate 5" in "".join(Page(html.report(made)).texts)
@@ -189,9 +225,10 @@ def test_a_chart_without_a_point_says_so():
     assert "No data" in figure(chart())
 
 
-def test_a_chart_has_a_legend_only_for_several_series():
+def test_a_chart_names_every_series_a_single_one_too():
     one, two = Series("first", (Point(1, 1),)), Series("second", (Point(1, 2),), colour=1)
-    assert "legend" not in figure(chart(one))
+    assert figure(chart(one)).count("<li>") == 1
+    assert "legend" not in figure(chart(Series("", (Point(1, 1),))))
     assert "second" in figure(chart(one, two))
 
 
@@ -263,8 +300,8 @@ def test_a_click_on_a_heading_sorts_and_a_point_tells_what_it_is(monkeypatch, tm
       const dot = document.querySelector("circle.hit");
       dot.dispatchEvent(new PointerEvent("pointermove", {bubbles: true, clientX: 5, clientY: 5}));
     """
-    original = html._resource
-    monkeypatch.setattr(html, "_resource", lambda n: Markup(original(n) + (clicks if n.endswith("js") else "")))
+    original = page._resource
+    monkeypatch.setattr(page, "_resource", lambda n: Markup(original(n) + (clicks if n.endswith("js") else "")))
     dom, log = dumped(tmp_path, html.report(examples.open_loop()))
     assert "CONSOLE" not in log
     body = dom[dom.index("<tbody>") : dom.index("</tbody>")]

@@ -40,6 +40,7 @@ def some(seed, n=60):
                     failed(sent, rng.choice(["server_error", "truncated", "rate_limited"])),
                     at(sent, ok=False, end=None, first_content=None, last_content=None),
                     RequestSample(scheduled=sent),
+                    RequestSample(scheduled=sent, waiting=True),
                 ]
             )
         )
@@ -55,7 +56,7 @@ def test_offered_is_the_sum_of_what_requests_end_as(seed):
     requests = report["requests"]
     ended = requests["succeeded"] + requests["failed"] + report["throttled"] + requests["in_flight_at_end"]
     assert requests["sent"] == ended
-    assert requests["offered"] == ended + requests["dropped"] == 60
+    assert requests["offered"] == ended + requests["dropped"] + requests["waiting_at_end"] == 60
     assert sum(report["errors"].values()) == requests["failed"]
 
 
@@ -65,6 +66,20 @@ def test_errors_are_by_kind_and_429s_are_a_class_of_their_own():
     ).report(9)
     assert report["errors"] == {"server_error": 2, "truncated": 1}
     assert (report["throttled"], report["throttled_attempts"]) == (1, 3)
+
+
+def test_what_still_waits_for_limits_at_the_end_was_neither_dropped_nor_sent():
+    requests = filled(RequestSample(scheduled=1.0, waiting=True), RequestSample(scheduled=1.0)).report(9)["requests"]
+    assert (requests["waiting_at_end"], requests["dropped"], requests["in_flight_at_end"]) == (1, 1, 0)
+    assert (requests["offered"], requests["admitted"], requests["sent"]) == (2, 0, 0)
+
+
+def test_pauses_of_processes_add_up():
+    level, other = filled(), filled()
+    level.add_pause(0.25)
+    other.add_pause(0.5)
+    level.merge(LevelStatistics.from_dict(orjson.loads(orjson.dumps(other.to_dict()))))
+    assert (level.report(9)["backed_off"], level.report(9)["backed_off_s"]) == (2, 0.75)
 
 
 def test_names_that_a_server_invents_fill_no_memory():
@@ -115,6 +130,15 @@ def test_tokens_are_counted_where_they_arrived():
     assert rates["total_tokens_per_s"] == pytest.approx(48 / 6)
     whole = filled(at(1, first_content=None, last_content=None, chunks=0, output_tokens=30)).report(10)["rates"]
     assert whole["output_tokens_per_s"] == pytest.approx(3)
+
+
+def test_where_no_answer_has_usage_the_inputs_are_unknown_and_not_none():
+    uncounted = {"input_tokens": None, "output_tokens": None, "output_tokens_by_tokenizer": 12}
+    rates = filled(at(0, **uncounted)).report(4)["rates"]
+    assert (rates["input_tokens_per_s"], rates["total_tokens_per_s"]) == (None, None)
+    assert rates["output_tokens_per_s"] == pytest.approx(3)
+    rates = filled(at(0, **uncounted), at(0, input_tokens=8)).report(4)["rates"]
+    assert rates["input_tokens_per_s"] == 2
 
 
 def test_rates_of_a_level_without_an_end_are_over_what_it_lasted():
@@ -185,6 +209,17 @@ def test_gaps_are_pooled_over_requests():
     assert found["mean"] == pytest.approx(0.0325)
 
 
+def test_answers_of_one_chunk_have_no_gaps_and_that_is_no_error():
+    level = filled(*(at(i, chunks=1, gaps=sketch(), output_tokens=1) for i in range(5)))
+    report = level.report(9)
+    assert report["metrics"]["icl"]["n"] == 0
+    assert report["metrics"]["icl"]["stddev"] is None
+    assert report["metrics"]["ttft"]["n"] == 5
+    Level.model_validate({"label": "x", "kind": "closed", "value": 1.0, **report})
+    level.add(at(6, gaps=sketch(0.1), chunks=2))
+    assert level.report(9)["metrics"]["icl"]["stddev"] is None
+
+
 def test_waits_are_those_of_all_that_were_sent():
     level = filled(answered(), failed(10, scheduled=9.0), RequestSample(scheduled=9.0))
     assert level.report(20)["metrics"]["queue_wait"]["n"] == 2
@@ -197,12 +232,12 @@ def test_waits_are_those_of_all_that_were_sent():
 def test_the_verdict_is_on_lag_schedule_delay_cpu_and_chunks_read_together():
     level = LevelStatistics(Window(1, 9))
     level.add_lag(0.5, 3.0)  # warming up
-    for i in range(100):
+    for i in range(400):
         level.add_lag(1 + i / 50, 0.001)
     level.add_cpu(0.2)
     assert level.report(10)["client"]["verdict"] == "ok"
-    for i in range(50):
-        level.add(answered(scheduled=1 + i / 10, sent=1.05 + i / 10, chunks=10, coalesced=4))
+    for i in range(400):
+        level.add(answered(scheduled=1 + i / 80, sent=1.05 + i / 80, chunks=10, coalesced=4))
     level.add_cpu(0.6)
     level.add_cpu(0.1)
     client = level.report(10)["client"]
@@ -213,6 +248,22 @@ def test_the_verdict_is_on_lag_schedule_delay_cpu_and_chunks_read_together():
     assert client["lag_max_s"] == 0.001
     assert client["reasons"][0].startswith("requests were sent 5")
     assert level.report(10)["timeline"][0]["lag_max_s"] == 3.0
+
+
+def test_few_sends_and_few_wake_ups_decide_the_verdict_and_are_called_no_percentile():
+    level = LevelStatistics(Window(0, 9))
+    for i in range(30):
+        level.add_lag(i / 50, 0.02)
+        level.add(answered(scheduled=1 + i / 10, sent=1.05 + i / 10))
+    level.add_cpu(0.1)
+    client = level.report(9)["client"]
+    assert client["verdict"] == "client-bound"
+    assert (client["lag_p99_s"], client["schedule_delay_p99_s"]) == (None, None)
+    assert client["schedule_delay_max_s"] == pytest.approx(0.05)
+    assert [reason.partition(" were")[0] for reason in client["reasons"]] == [
+        "the worst sends",
+        "the event loop's worst wake-ups",
+    ]
 
 
 def test_what_is_still_in_flight_shows_in_the_timeline_to_the_end():

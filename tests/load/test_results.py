@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runner.errors import UsageError
-from runner.load import results
+from runner.load import results, sheet
 from runner.load.definitions import METRICS
 from tests.load import examples
 
@@ -26,7 +26,7 @@ ALL = {
 
 
 def rows_of(result):
-    return list(csv.DictReader(io.StringIO(results.to_csv(result).decode(), newline="")))
+    return list(csv.DictReader(io.StringIO(sheet.to_csv(result).decode(), newline="")))
 
 
 @pytest.mark.parametrize("make", ALL.values(), ids=ALL)
@@ -112,7 +112,7 @@ def test_the_csv_has_one_row_a_level_and_every_documented_column(make):
     rows = rows_of(result)
     assert len(rows) == len(result.levels)
     for row in rows:
-        assert list(row) == [*results.LEVEL_COLUMNS, *results.metric_columns()]
+        assert list(row) == [*sheet.LEVEL_COLUMNS, *sheet.metric_columns()]
 
 
 def test_numbers_in_the_csv_are_plain_and_unknown_is_empty():
@@ -124,13 +124,13 @@ def test_numbers_in_the_csv_are_plain_and_unknown_is_empty():
 
 
 def test_every_metric_has_its_columns_with_the_unit_in_the_name():
-    columns = results.metric_columns()
+    columns = sheet.metric_columns()
     assert len(columns) == len(set(columns)) == len(METRICS) * len(results.STATISTICS)
     assert {"ttft_p99_s", "ttft_n", "output_tokens_p50", "send_lag_max_s"} <= set(columns)
 
 
 def test_no_cell_of_the_csv_is_a_formula_or_a_control_code():
-    data = results.to_csv(examples.hostile())
+    data = sheet.to_csv(examples.hostile())
     for row in csv.reader(io.StringIO(data.decode(), newline="")):
         for cell in row:
             assert not cell.startswith(("=", "+", "@", "\t", "\r"))

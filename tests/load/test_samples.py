@@ -86,6 +86,7 @@ def test_waiting_for_limits_and_retries_are_no_lag_of_the_client():
         (failed(1, fault="overloaded"), "failed"),
         (at(1, end=None, ok=False), "in_flight"),
         (RequestSample(scheduled=1.0), "dropped"),
+        (RequestSample(scheduled=1.0, waiting=True), "waiting"),
         (RequestSample(scheduled=1.0, fault="never_fits"), "dropped"),
     ],
 )

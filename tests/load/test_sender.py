@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import anyio
@@ -10,7 +11,9 @@ import pytest
 from runner.load.arrivals import Replay
 from runner.load.conversations import Recorded
 from runner.load.draws import Constant
-from runner.load.sender import MAX_LANE_GAP_S, MIN_LANE_GAP_S, Part, Sender, Workload
+from runner.load.engine import Answer
+from runner.load.samples import RequestSample
+from runner.load.sender import MAX_LANE_GAP_S, MAX_PAUSE_S, MIN_LANE_GAP_S, Part, Sender, Workload
 from runner.load.sharegpt import Dialogue
 from runner.load.spec import LevelSpec
 from runner.testing.virtual_time import run_virtual
@@ -33,6 +36,7 @@ def sent(server, spec, workload=PROMPTS, part=Part(), during=None):  # noqa: B00
             if during is not None:
                 tasks.start_soon(during, sender)
             await sender.run()
+            server.clock_at_end = sender.now_s
             tasks.cancel_scope.cancel()
         return sender
 
@@ -202,9 +206,81 @@ def test_what_stops_the_test_stops_the_level():
     assert not sender.complete
 
 
+class TurnsAway(Server):
+    """Closes its door with the first request, and turns the others away without a moment's wait."""
+
+    async def send(self, request, level, zero_s):
+        self.sent.append((self.clock() - zero_s, request.job.id))
+        assert len(self.sent) < 100, "a lane asks again and again"
+        self.stop()
+        return Answer(RequestSample(request.scheduled, waiting=True))
+
+
+def test_a_lane_whose_requests_are_turned_away_ends():
+    server = TurnsAway()
+    sender = sent(server, level(value=1, duration_s=60.0))
+    assert len(server.sent) == 1
+    assert not sender.complete
+
+
 def test_a_failure_does_not_end_a_lane():
     sender = sent(Server(fails={0, 1}), level(value=1, requests=4))
     assert counts(sender) == {"offered": 4, "succeeded": 2, "failed": 2}
+
+
+class Always:
+    """Every number."""
+
+    def __contains__(self, number):
+        return True
+
+
+def gaps(server):
+    times = [when for when, _ in server.sent]
+    return [after - before for before, after in pairwise(times)]
+
+
+def test_a_lane_whose_requests_fail_at_once_backs_off_and_the_wait_is_counted():
+    server = Server(lambda number: 0.0, fails=Always())
+    sender = sent(server, level(value=1, duration_s=60.0))
+    assert gaps(server)[:8] == pytest.approx([0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.0], abs=2e-3)
+    assert max(gaps(server)) == pytest.approx(MAX_PAUSE_S, abs=2e-3)
+    assert len(server.sent) < 70
+    assert sender.statistics.counts["backed_off"] == len(server.sent) - 1
+    assert sender.statistics.backed_off_s == pytest.approx(sum(gaps(server)), abs=0.1)
+
+
+def test_an_answer_ends_the_backing_off():
+    server = Server(lambda number: 0.0, fails={0, 1, 2, 4})
+    sent(server, level(value=1, requests=6))
+    assert gaps(server) == pytest.approx([0.01, 0.02, 0.04, 0.0, 0.01], abs=2e-3)
+
+
+def test_a_failure_that_took_its_time_a_429_and_an_open_loop_are_not_waited_for():
+    slow = Server(lambda number: 2.0, fails=Always())
+    sent(slow, level(value=1, requests=8))
+    assert gaps(slow) == pytest.approx([2.0] * 7, abs=0.02)
+    throttled = Server(lambda number: 0.001, fails=Always(), fault="rate_limited")
+    assert sent(throttled, level(value=1, requests=50)).statistics.counts["backed_off"] == 0
+    opened = Server(lambda number: 0.0, fails=Always())
+    assert sent(opened, level("open", 100.0, requests=50)).statistics.counts["backed_off"] == 0
+    assert max(gaps(opened)) < 0.02
+
+
+def test_backing_off_ends_with_the_level_and_with_a_stop():
+    server = Server(lambda number: 0.0, fails=Always())
+    sender = sent(server, level(value=1, duration_s=2.5))
+    assert server.clock_at_end <= 2.5
+    assert sender.complete
+    stopped = Server(lambda number: 0.0, fails=Always())
+    sent(stopped, level(value=1, duration_s=60.0), during=after_1250_ms("stop"))
+    assert stopped.clock_at_end <= 1.3
+
+
+def test_a_record_says_of_which_start_of_the_test_it_is():
+    server = Server()
+    sent(server, level(value=1, requests=1, repeat=2, run=3))
+    assert server.levels == [{"level": "x", "repeat": 2, "run": 3}]
 
 
 def test_a_trace_ends_the_level_and_may_send_many_at_once():

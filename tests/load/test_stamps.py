@@ -6,7 +6,7 @@ import pytest
 
 from runner.attempt import Attempted
 from runner.faults import Fault, FaultKind
-from runner.load.stamps import counted, moments, sample_of, text_of
+from runner.load.stamps import counted, moments, sample_of, text_of, written_by
 from runner.outcome import Completed, Failed, Usage
 from runner.records import History, Retry
 from runner.tokens import heuristic
@@ -93,9 +93,42 @@ def test_the_text_of_an_answer_is_what_a_reader_sees_of_its_first_choice(body, t
     assert text_of(body) == text
 
 
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        ({"choices": [{"message": {"content": "a"}}, {"message": {"content": "b"}}]}, "ab"),
+        ({"choices": [{"message": {"content": "b", "reasoning_content": "a"}}]}, "ba"),
+        ({"choices": [{"message": {"content": None, "reasoning": "a"}}]}, "a"),
+        ({"choices": [{"message": {"content": "b", "reasoning": "a", "reasoning_content": "a"}}]}, "ba"),
+        ({"choices": [{"message": {"refusal": "no", "role": "assistant"}}]}, "no"),
+        (
+            {"choices": [{"message": {"tool_calls": [{"id": "x", "function": {"name": "f", "arguments": "{}"}}]}}]},
+            "f{}",
+        ),
+        ({"choices": [{"text": "c", "logprobs": {"tokens": ["c"]}}]}, "c"),
+        (
+            {
+                "output": [
+                    {"type": "reasoning", "summary": [{"type": "summary_text", "text": "s"}]},
+                    {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "d"}]},
+                    {"type": "function_call", "call_id": "1", "name": "g", "arguments": "{1}"},
+                ]
+            },
+            "sdg{1}",
+        ),
+        ({"choices": [None, {"message": None}]}, ""),
+        ({"output": None}, ""),
+    ],
+)
+def test_what_the_model_wrote_is_all_of_it_reasoning_and_tool_calls_included(body, text):
+    assert sorted(written_by(body)) == sorted(text)
+
+
 def test_the_tokenizer_counts_only_what_the_server_did_not():
     body = {"choices": [{"message": {"content": "four words or so"}}]}
     count = lambda job: heuristic(job.body["prompt"])  # noqa: E731
     assert counted(Completed(body, "stop", None), count) == 4
+    thinks = {"choices": [{"message": {"content": "four words or so", "reasoning_content": "words, words, words or"}}]}
+    assert (counted(Completed(thinks, "stop", None), count) or 0) > 6
     assert counted(Completed(body, "stop", USAGE), count) is None
     assert counted(Failed(Fault(FaultKind.SERVER_ERROR, "x")), count) is None

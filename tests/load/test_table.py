@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from runner.load import table
+from runner.load import assemble, table
 from runner.load.figures import duration, duration_tick, ms, plain, share, share_tick
 from tests.load import examples
 from tests.load.test_results import ALL
@@ -46,6 +46,74 @@ def test_latency_from_schedule_stands_below_latency_from_sending_in_an_open_loop
     assert len(late) == len(result.levels)
     assert ms(result.levels[3].metric("ttft_from_schedule").p99) in late[3]
     assert "from schedule" not in shown(examples.healthy())
+
+
+def limited(result):
+    """The same under --rpm."""
+    level = result.levels[0]
+    waits = level.metric("ttft").model_copy(update={"p50": 1.234, "max": 3.0})
+    changed = level.model_copy(update={"metrics": {**level.metrics, "limiter_wait": waits}})
+    return result.model_copy(update={"levels": (changed, *result.levels[1:])})
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("make", [examples.healthy, examples.open_loop])
+def test_the_wait_for_the_users_limits_is_a_column_of_its_own_where_there_was_any(make, width):
+    text = shown(limited(make()), width)
+    assert "limits" in text
+    assert "1,234" in text
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= width
+    assert "limits" not in shown(make())
+
+
+@pytest.mark.parametrize(("value", "kind", "columns"), [(2, "open", 6), (8, "open", 7), (16, "closed", 7)])
+def test_all_figures_of_repeats_fit_80_columns(value, kind, columns):
+    measured = [examples.level(value, kind=kind, repeat=i, seed=i) for i in range(3)]
+    levels = examples.result(measured).levels
+    whole = assemble.result_of({}, levels, calibration=None, plan=None, ended=None, complete=True)
+    assert set(whole.summary_levels[0].rates) >= {"succeeded_per_s", "output_tokens_per_s", "goodput"}
+    text = shown(whole, 80)
+    about = text[text.index("Over n repeats") :].partition("Sent late")[0]
+    assert "…" not in about
+    assert about.count("±") == 1 + columns
+    assert any(line.strip().startswith(levels[0].label) for line in about.splitlines())
+
+
+def test_how_late_an_open_loop_sent_is_shown_by_default():
+    result = examples.open_loop()
+    text = " ".join(shown(result, 80).split())
+    lag = result.levels[2].metric("send_lag")
+    assert "Sent late by p50 / p99 / at most, in ms: 2/s " in text
+    assert f"8/s {ms(lag.p50)} / {ms(lag.p99)} / {ms(lag.max)}" in text
+    assert "Sent late" not in shown(examples.healthy())
+
+
+def test_repeats_are_shown_with_their_intervals():
+    text = shown(examples.repeated(), 80)
+    assert "Over n repeats" in text
+    about = text[text.index("Over n repeats") :].splitlines()
+    means = next(line for line in about if line.strip().startswith("16 concurrent"))
+    assert means.split()[2:] == ["4", "710", "120"]
+    assert about[about.index(means) + 1].split() == ["±", "12", "±", "10"]
+    assert "Over n repeats" not in shown(examples.healthy())
+
+
+@pytest.mark.parametrize(
+    ("changes", "note"),
+    [
+        ({"backed_off": 7, "backed_off_s": 2.5}, "backed off at 1 concurrent: 7 times, 2.50 s"),
+        ({"without_usage": 3}, "no usage at 1 concurrent: of 3 answers"),
+        ({"requests": {"waiting_at_end": 4}}, "never sent at 1 concurrent: 4 waited for the limits"),
+    ],
+)
+def test_what_makes_figures_less_than_they_seem_is_told(changes, note):
+    whole = examples.healthy()
+    level = whole.levels[0]
+    requests = level.requests.model_copy(update=changes.pop("requests", {}))
+    changed = level.model_copy(update={**changes, "requests": requests})
+    assert note in " ".join(shown(whole.model_copy(update={"levels": (changed,)}), 160).split())
+    assert note not in shown(whole, 160)
 
 
 def test_requests_that_were_given_up_are_told_and_not_left_to_a_subtraction():

@@ -27,7 +27,10 @@ def test_what_takes_time_is_spread_over_the_steps_it_touches():
     assert [entry["output_tokens"] for entry in entries] == [0, 50, 50]
     assert [entry["sent"] for entry in entries] == [1, 0, 0]
     assert [entry["succeeded"] for entry in entries] == [0, 0, 1]
-    assert [entry["ttft_p50"] for entry in entries] == [None, pytest.approx(1.0), None]
+    assert [entry["ttft_p50"] for entry in entries] == [None, None, None]  # of one request there is no median
+    for _ in range(3):
+        timeline.add(at(0.5, length=2.0, ttft=1.0))
+    assert [entry["ttft_p50"] for entry in timeline.entries(3)] == [None, pytest.approx(1.0), None]
     assert [entry["t"] for entry in entries] == [0, 1, 2]
 
 

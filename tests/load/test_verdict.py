@@ -30,12 +30,13 @@ def test_the_thresholds_are_those_that_were_measured(lag, cpu, verdict):
 def test_the_worst_sign_decides_and_stands_first():
     order = ["ok", "suspect", "client-bound"]
     values = [(0.001, 0.02, 1.0), (0.001, 0.02, 1.0), (0.1, 0.6, 0.9), (0.0, 0.5, 0.9)]
-    for signs in product(*values):
+    for lag, delay, cpu, coalesced in product(*values):
         alone = [
-            judge(ClientSigns(0.0 if i else signs[0], *(signs[j] if i == j else 0.0 for j in (1, 2, 3)))).verdict
+            judge(ClientSigns(lag if i == 0 else 0.0, delay if i == 1 else 0.0, cpu if i == 2 else 0.0, share)).verdict
             for i in range(4)
+            for share in [coalesced if i == 3 else 0.0]
         ]
-        found = judge(ClientSigns(*signs))
+        found = judge(ClientSigns(lag, delay, cpu, coalesced))
         assert found.verdict == max(alone, key=order.index)
         assert len(found.reasons) == sum(verdict != "ok" for verdict in alone)
 
