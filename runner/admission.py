@@ -93,11 +93,12 @@ class Admission:
         key: str | None = None,
         avoid: Endpoint | None = None,
         only: str | None = None,
+        again: Ticket | None = None,
     ) -> Ticket:
         """Waits for this attempt's turn. `key`: attempts with the same one go to the same endpoint, if it can be.
 
         `avoid` is where the attempt before failed: another is taken, if one is as free. `only` names the one endpoint
-        that can serve it.
+        that can serve it. `again`: the job's attempt before, whose place in line it has.
 
         Raises:
             NeverFits: it needs more than a whole window's allowance.
@@ -108,7 +109,7 @@ class Admission:
         if self._ended.is_set():
             raise AdmissionClosed
         lanes, need = _fitting(self._serving(model, only), need)
-        waiter = self._queues.put(need, lanes, _preferred(lanes, key), _lane_of(lanes, avoid))
+        waiter = self._queues.put(need, lanes, _preferred(lanes, key), _lane_of(lanes, avoid), again)
         self._waiting.add(waiter)
         try:
             return await waiter.turn
@@ -142,8 +143,7 @@ class Admission:
 
         `ramp`: it asked for slow growth (slow_down).
         """
-        if ticket.lane.throttled(ticket, said, wait_s, ramp=ramp):
-            ticket.endpoint.gate.concurrency.throttled(self._clock())
+        ticket.lane.refused(ticket, said, wait_s, ramp=ramp)
 
     def received(self, ticket: Ticket, chunks: int = 1) -> None:
         """So many chunks (or one whole answer) arrived: what adaptive concurrency measures."""
@@ -154,7 +154,12 @@ class Admission:
             ticket.lane.accepted(ticket)
 
     def concluded(self, ticket: Ticket, fault: Fault | None) -> None:
-        """How the attempt ended: what decides whether its endpoint works, where there are others."""
+        """How the attempt ended: what decides whether its endpoint works, where there are others.
+
+        A server that says that it has too much to do has said so to this attempt; whether it means all is found out.
+        """
+        if fault is not None and _is_overload(fault):
+            ticket.lane.refused(ticket, fault.limits, fault.retry_after_s, overloaded=True)
         if len(self._endpoints) == 1:
             return
         breaker, changed = ticket.endpoint.breaker, False
@@ -269,7 +274,7 @@ class Admission:
             waiting=len(self._waiting),
             in_flight=self._whole.in_flight,
             limit=self.limit,
-            cooldown_remaining_s=max([0.0, *(lane.cool_until - now for lane in self._lanes())]),
+            cooldown_remaining_s=max([0.0, *(lane.cooldown.until_s - now for lane in self._lanes())]),
             rpm_allowed=rpm_allowed,
             rpm_used=rpm_used,
             tpm_allowed=tpm_allowed,
@@ -322,3 +327,8 @@ def _preferred(lanes: tuple[Lane, ...], key: str | None) -> Lane | None:
 
 def _lane_of(lanes: tuple[Lane, ...], endpoint: Endpoint | None) -> Lane | None:
     return next((lane for lane in lanes if lane.endpoint is endpoint), None)
+
+
+def _is_overload(fault: Fault) -> bool:
+    """Whether the server had too much to do. 503 says it by its meaning (RFC 9110), the other statuses by a code."""
+    return fault.kind is FaultKind.OVERLOADED or (fault.kind is FaultKind.SERVER_ERROR and fault.status == 503)

@@ -61,6 +61,9 @@ class Concurrency(Protocol):
     def throttled(self, now_s: float) -> None:
         """An episode of throttling began; called once an episode."""
 
+    def acquitted(self) -> None:
+        """The episodes of late had nothing to do with what was sent."""
+
     def begin_with(self, per_s: float) -> bool:
         """Known limits let so many requests a second through. Whether that gave more slots."""
 
@@ -81,6 +84,9 @@ class FixedConcurrency:
     def throttled(self, now_s: float) -> None:
         """Changes nothing: the cool-down alone slows the run."""
 
+    def acquitted(self) -> None:
+        """Changes nothing."""
+
     def begin_with(self, per_s: float) -> bool:
         """Changes nothing."""
         return False
@@ -95,6 +101,8 @@ class AdaptiveConcurrency:
         self._work = 0  # chunks so far
         self._cut_s: float | None = None  # when it was cut last
         self._by_twentieths = False
+        self._before_cuts = start
+        """Slots before the first of those cuts of which each came soon after the one before."""
         self._before: tuple[int, float] | None = None
         """Limit and throughput of the round before, where this round is a step that has to be worth it."""
         self._unanswered = start
@@ -188,6 +196,15 @@ class AdaptiveConcurrency:
 
     def throttled(self, now_s: float) -> None:
         """Cuts by a fifth, at least by one."""
-        self._by_twentieths |= self._cut_s is not None and now_s - self._cut_s <= SOON_S
+        again = self._cut_s is not None and now_s - self._cut_s <= SOON_S
+        if not again:
+            self._before_cuts = self.limit
+        self._by_twentieths |= again
         self._cut_s = now_s
         self._step(max(1, min(self.limit - 1, int(self.limit * CUT))))
+
+    def acquitted(self) -> None:
+        """Takes the cuts of late back, and goes on with the slow start."""
+        self._by_twentieths = False
+        self._cut_s = None
+        self._step(max(self.limit, self._before_cuts))

@@ -5,12 +5,14 @@ A lane is at work on one attempt at a time, in this order: the cool-down is over
 overtaken within a queue, a big job gets in behind small ones after its own payment and no later, and aiolimiter has one
 waiter. Waiting costs no CPU. A cool-down that begins in between puts the attempt back and its payment with it.
 
-After a 429 the lane stops for as long as the server says (or a doubling default). Then one probe goes; the rest stay
-until it is answered. A probe that meets another 429 begins the next cool-down, one that ends otherwise lets the rest
-go: it can't freeze. A server that refuses inside its 200 answers is believed at the first content only.
+A server refuses because a limit is reached (429), because it has too much to do (503, 529), or by chance: one replica
+of many is ill. A refusal that comes alone is its attempt's business. Many begin an episode: the lane stops for as long
+as the server says, or a doubling default, and then sends a probe (`cooldown`). A server that refuses inside its 200
+answers is believed at the first content only.
 
 Limits come from the configuration and from the server's headers (`lane_limits`); where nobody names them, a pace finds
-out what the server bears.
+out what the server bears (`pace`), and of one that has too much to do how many at once (`capacity`). Refusals that go
+on whatever is sent have nothing to do with it (or are every job's first: `habit`); what they led to is taken back.
 """
 
 from __future__ import annotations
@@ -23,8 +25,11 @@ from typing import TYPE_CHECKING, Final
 import anyio
 
 from runner.buckets import Sliding
+from runner.capacity import Capacity
+from runner.cooldown import Cooldown
+from runner.habit import Habit
 from runner.lane_limits import LaneLimits
-from runner.pace import Pace
+from runner.pace import ALONE, MANY, Pace
 from runner.ratelimits import UNKNOWN, RateLimits
 from runner.tickets import MEASURES, Need, NeverFits, Ticket
 
@@ -34,10 +39,6 @@ if TYPE_CHECKING:
     from runner.queues import Queue, Queues, Waiter
     from runner.settings import ModelLimits
 
-COOLDOWN_START_S: Final = 1.0
-"""The first cool-down where the server names none; it doubles for each probe that meets another 429."""
-COOLDOWN_MAX_S: Final = 60.0
-"""…up to a minute, the longest window that a per-minute limit can need. The server's own advice may be longer."""
 FIRST_STREAMS: Final = 4
 """Streams at once until the first answer shows whether the server names its limits, where nobody else does."""
 FIRST_WAIT_S: Final = 2.0
@@ -48,8 +49,7 @@ RAMP_ABOVE_TPM: Final = 1_000_000
 """Input tokens a minute above which slow_down asks for a slow ramp (the API's guide to errors)."""
 EXCUSED: Final = 8
 """Refusals of one episode that may be an accident."""
-AT_ONCE: Final = 32
-"""Attempts admitted before others get a turn of the event loop."""
+AT_ONCE: Final = 32  # attempts admitted before others get a turn of the event loop
 CATCH_UP_S: Final = 0.05
 """A pace makes up for what a late timer lost, up to this."""
 
@@ -67,16 +67,15 @@ class Lane:
         self._gate = endpoint.gate
         self._clock = clock
         self.limits = LaneLimits(limits, clock)
-        self.in_flight = 0
         self._admitted = 0
         self._admitted_tokens = 0
         self._changed = anyio.Event()
         self._serving: anyio.CancelScope | None = None
         """While it is at work on an attempt."""
-        self.cool_until = 0.0
-        self._cool_next_s = COOLDOWN_START_S
-        self._probing = False  # the cool-down is over, and its probe isn't answered yet
-        self._probe: Ticket | None = None
+        self.cooldown = Cooldown()
+        self._capacity = Capacity()
+        self._habit = Habit()
+        self._under_way: set[int] = set()  # attempts in flight, by their number
         self._answered = False
         self._refuses_late = False  # in its 200 answers
         self._pace = Pace(clock)
@@ -101,6 +100,11 @@ class Lane:
             NeverFits: it needs more than a whole window.
         """
         return self.limits.fitted(need, self._gate.token_limit())
+
+    @property
+    def in_flight(self) -> int:
+        """Attempts admitted and not released."""
+        return len(self._under_way)
 
     @property
     def _knows_requests(self) -> bool:
@@ -129,12 +133,9 @@ class Lane:
         if ticket.released:
             return
         ticket.released = True
-        self.in_flight -= 1
+        self._under_way.discard(ticket.nth)
         self._gate.leave()
-        if ticket is self._probe:
-            # Answered or not, it is over: if it met a 429, `throttled` has begun the next cool-down already.
-            self._probe = None
-            self._probing = self._clock() < self.cool_until
+        self.cooldown.ended(ticket, self._clock())
         self.wake()
 
     # ── What the server says ─────────────────────────────────────────────────────────────────────────────────────
@@ -153,46 +154,69 @@ class Lane:
         if ticket.accepted:
             return
         ticket.accepted = True
+        self._habit.took(ticket.attempt)
+        self._capacity.accepted(self.in_flight)
         # What was sent before a refusal says nothing of the rate since.
         if self._excused or ticket.granted_s >= self._episode_s:
             self._pace.bore()
-        if ticket.granted_s >= self.cool_until:  # what was sent before the cool-down proves nothing
-            self._probing = False
-            self._probe = None  # its stream may go on for long: a later cool-down isn't its business
-            self._cool_next_s = COOLDOWN_START_S
+        self.cooldown.accepted(ticket)
         self.wake()
 
-    def throttled(self, ticket: Ticket, said: RateLimits, wait_s: float | None, *, ramp: bool) -> bool:
-        """An answer asked to slow down; `wait_s` is the server's advice, a floor. True for a new episode.
+    def refused(
+        self, ticket: Ticket, said: RateLimits, wait_s: float | None, *, overloaded: bool = False, ramp: bool = False
+    ) -> None:
+        """The server didn't let an attempt in; `wait_s` is its advice, a floor. The second time it does nothing.
 
+        `overloaded`: it said that it has too much to do, not that we ask for too much; its advice is that attempt's.
         `ramp`: it asked to grow slowly (slow_down), whatever its limits.
         """
-        now = self._clock()
-        lowered = self._learn(ticket, said)
-        self._pace.refused()
-        self._answered = True
-        if ticket.answered:
-            self._refuses_late = True
-        # Whatever was sent before the last episode began belongs to it.
-        new_episode = now >= self.cool_until and ticket.granted_s >= self._episode_s
-        repeated = self._cool_next_s > COOLDOWN_START_S
-        if new_episode:
-            # The server's advice is enough the first time; when its probe meets another 429, it was too short.
-            pause = wait_s if wait_s is not None and not repeated else max(wait_s or 0.0, self._cool_next_s)
-            self._cool_next_s = min(2 * self._cool_next_s, COOLDOWN_MAX_S)
-        else:
-            pause = wait_s or 0.0
-        self.cool_until = max(self.cool_until, now + pause)
-        if new_episode:
-            self._slow_down(pause, lowered=lowered, probe=repeated, gently=ramp and self._input.total > RAMP_ABOVE_TPM)
-        elif self._excused:
-            self._excused += 1
-        self._probing = True
+        if ticket.refused:
+            return
+        ticket.refused = self._answered = True
+        self._habit.refused(ticket.attempt)
+        self._refuses_late |= ticket.answered
+        lowered, advice_s = self._learn(ticket, said), None if overloaded else wait_s
+        was_free, gently = self._pace.is_free, ramp and self._input.total > RAMP_ABOVE_TPM
+        expected = overloaded and not was_free and self._is_full(ticket)
+        if ticket.granted_s <= self._episode_s:  # it was sent before the last episode began, and is a part of it
+            self.cooldown.extend(self._clock(), advice_s)
+            self._excused += bool(self._excused)
+        elif self._habit.explains:
+            self.cooldown.extend(self._clock(), advice_s)
+            self._pace.set_free()
+        elif not expected:
+            self._pace.refused()
+            many = MANY if overloaded else 1 if advice_s else ALONE  # a pause that it asks for is due each time
+            if not (lowered or gently or self.cooldown.in_vain) and self._pace.excuses(many):
+                self.cooldown.extend(self._clock(), advice_s)
+            else:
+                self._episode(advice_s, lowered=lowered, gently=gently, overloaded=overloaded)
+        if self._pace.is_free and not was_free:
+            self._acquit()
         self.abandon()
         self._waiting.stir_all(self)
-        return new_episode
 
-    def _slow_down(self, pause_s: float, *, lowered: bool, probe: bool, gently: bool) -> None:
+    def _is_full(self, ticket: Ticket) -> bool:
+        """Whether an overloaded server has as many under way as it is known to bear."""
+        before = sum(nth < ticket.nth for nth in self._under_way)
+        return self._capacity.refused(before, new=ticket.granted_s > self._episode_s)
+
+    def _episode(self, advice_s: float | None, *, lowered: bool, gently: bool, overloaded: bool) -> None:
+        repeated, expected = self.cooldown.in_vain, self._pace.expects_refusal
+        pause_s = self.cooldown.begin(self._clock(), advice_s)
+        if overloaded and not self._pace.is_free:
+            self._capacity.begin()
+        self._slow_down(pause_s, lowered=lowered, probe=repeated, gently=gently, careful=not overloaded)
+        if not expected:  # else it is the rate that was refused, and not the streams
+            self._gate.concurrency.throttled(self._clock())
+
+    def _acquit(self) -> None:
+        """Refusals turned out to have nothing to do with what is sent: takes back what they led to."""
+        self._no_refunds_until_s = -math.inf
+        self._capacity.forget()
+        self._gate.concurrency.acquitted()
+
+    def _slow_down(self, pause_s: float, *, lowered: bool, probe: bool, gently: bool, careful: bool) -> None:
         """An episode of 429 begins: find out what the server bears, unless it has just told us.
 
         One episode under limits that are known may be an accident; a second one within a minute is not, nor is one of
@@ -203,9 +227,10 @@ class Lane:
         seldom = now - self._episode_s > 60
         self._episode_s = now
         # By our count there was room: what we give back after an answer, this server may not, unless it has done so.
-        if not (lowered or probe or (seldom and (self.limits.live_on_refunds or self._gate.lives_on_refunds))):
+        careful &= not lowered
+        if careful and not (probe or (seldom and (self.limits.live_on_refunds or self._gate.lives_on_refunds))):
             self._no_refunds_until_s = now + NO_REFUNDS_S
-        if not lowered:
+        if careful:
             self.limits.be_careful()
             self._gate.be_careful()
         self._excused = 0
@@ -271,9 +296,7 @@ class Lane:
         self._waiting.pass_on(self)
         start = self._clock()
         await self._wait(pause_s)
-        self._count(what, max(0.0, min(self._clock(), first.taken_s) - start))
-
-    def _count(self, what: str, waited_s: float) -> None:
+        waited_s = max(0.0, min(self._clock(), first.taken_s) - start)
         self._gate.blocked[what] += waited_s
         if what != "concurrency":
             self.limited_s += waited_s
@@ -330,17 +353,17 @@ class Lane:
         need, now = waiter.need, self._clock()
         # A wait that had begun before it came counts in part only.
         waited = min(self.limited_s - waiter.limited_before_s[self], now - waiter.since_s)
-        self.in_flight += 1
         self._first_s = min(self._first_s, now)
         self._admitted += 1
+        self._under_way.add(self._admitted)
         self._admitted_tokens += need.tokens
         self._input.add(need.input_tokens)
         self.limits.went()
         self.endpoint.admitted += 1
-        ticket = Ticket(need, self, waited, now, self._admitted, self._admitted_tokens)
+        ticket = Ticket(need, self, waited, now, *(self._admitted, self._admitted_tokens, waiter.nth, waiter.attempt))
         self.endpoint.breaker.sent(ticket)
-        if self._probing:
-            self._probe = ticket
+        self.cooldown.sent(ticket)
+        if self.cooldown.probing:
             if self._excused > EXCUSED:
                 self._pace.exceeded(0.0, since_s=self._episode_s)
             self._excused = 0
@@ -351,12 +374,14 @@ class Lane:
     def _hindrance(self, need: Need) -> tuple[str | None, float]:
         """What has to be waited for before anybody is taken, and for how long at most; None if nothing has."""
         now = self._clock()
-        if now < self.cool_until:
-            return "server", self.cool_until - now
-        if self._probing and self._probe is not None:
+        if now < self.cooldown.until_s:
+            return "server", self.cooldown.until_s - now
+        if self.cooldown.awaits_probe(now):
             return "server", math.inf
         if self.limits.concurrency is not None and self.in_flight >= self.limits.concurrency:
             return "concurrency", math.inf
+        if self.in_flight >= self._capacity.limit:
+            return "server", math.inf
         if (wait_s := self._first_wait_s(now)) > 0:
             return "concurrency", wait_s
         if self._pace.per_s < math.inf and now < self._paced_until:
@@ -372,8 +397,9 @@ class Lane:
         return min((each for each in per_s if each is not None), default=0.0)
 
     def _first_wait_s(self, now_s: float) -> float:
-        unknown = not self._answered and not self._knows_requests
-        return self._first_s + FIRST_WAIT_S - now_s if unknown and self.in_flight >= FIRST_STREAMS else 0.0
+        if self._answered or self._knows_requests or self.in_flight < FIRST_STREAMS:
+            return 0.0
+        return self._first_s + FIRST_WAIT_S - now_s
 
     def ready_for(self, need: Need) -> bool:
         """Whether it could take such an attempt at once."""
@@ -382,7 +408,7 @@ class Lane:
     @property
     def away(self) -> bool:
         """Whether who sticks to it should rather go elsewhere."""
-        return self.endpoint.state != "ok" or self._clock() < self.cool_until
+        return self.endpoint.state != "ok" or self._clock() < self.cooldown.until_s
 
     @property
     def load(self) -> float:

@@ -1,21 +1,23 @@
 """A rate for servers that refuse requests but don't name their limits. Pure but for the clock it is given.
 
-Until the first 429 it only holds back the start: START_PER_S, doubling every second, so that an unknown limit is met by
-one request too many and not by a hundred. A 429 makes it a limit: what the server is known to bear, less BACK_OFF. A
-bucket that holds one second's worth lets at most limit × (w + 1 s) through in w seconds, so what any stretch of the
-last seconds shows is a lower bound, and the highest of them, just after a refusal, a close one.
+Until refusals show a limit it only holds back the start: START_PER_S, doubling every second, so that the limit is met
+by a few requests too many and not by a hundred. One refusal that comes alone shows nothing yet (`excuses`): several of
+the last RECENT do. They make it a limit: what the server is known to bear, less BACK_OFF. A bucket that holds one
+second's worth lets at most limit × (w + 1 s) through in w seconds, so what any stretch of the last seconds shows is a
+lower bound, and the highest of them, just after a refusal, a close one.
 
 From there it comes back along a cubic (as TCP's congestion control does, RFC 9438): quickly at first, hardly at all
-about the rate that failed, then ever faster, for the limit may have risen. So a server refuses little, and seldom. All
-steps are in proportion, for limits from 60 to 30,000 a minute.
+about the rate that failed, then ever faster, and a tenth above it the search goes on, for the limit may have risen. So
+a server refuses little, and seldom: one or two of some 200 requests. All steps are in proportion, for limits from 60 to
+30,000 a minute.
 
 Time in which something else held the requests back counts for neither (`sent`): a rate that nobody sent at was not
 borne, and the slots that open at last would all be used at once.
 
 What was borne is a lower bound, so below it a server with a limit refuses nothing, unless the limit was lowered, once.
 Refusals that come there again and again have nothing to do with the rate (an overloaded backend, a proxy in front of
-several): they are left to the cool-down, and the rate is given free for a while; unless that gets most of what is sent
-refused, for then it was a limit that had been lowered several times.
+several): they are left to their attempts, and the rate is given free for a while; unless that gets much more refused
+than before, for then it was a limit that had been lowered several times.
 
 After a slow_down above a million input tokens a minute the growth is what the API asks for, half as much again in 15
 minutes (its guide to errors). That is a request and no guess, so nothing contradicts it.
@@ -36,9 +38,15 @@ ENOUGH_PER_S: Final = 2_000.0
 """One process sends no faster: a higher rate holds nothing back."""
 BACK_OFF: Final = 0.08
 """The part of what the server bore that is given up."""
-BACK_S: Final = 10.0
+BACK: Final = 25.0
+"""So many requests it takes to come back to the rate that failed the first time…"""
+MAX_BACK: Final = 100.0
+"""…twice as many the next time, as the estimate gets better, and so many at most: one of them is refused, or two…"""
+BACK_S: Final = 3.0
 MAX_BACK_S: Final = 40.0
-"""How long it takes to come back to the rate that failed: longer with every refusal, as the estimate gets better."""
+"""…but so many seconds at least and at most."""
+AGAIN: Final = 1.1
+"""So far above the rate that failed the limit is another one: the search goes on from there."""
 SAVED_S: Final = 1.0
 """A server may have saved up so much of its allowance when it begins to be used."""
 RAMP: Final = math.log(1.5) / 900
@@ -52,7 +60,7 @@ IN_USE: Final = 0.25
 """At this part of its rate it is in use: requests come in bursts, and slots open in steps."""
 CONTRADICTIONS: Final = 3
 """So many refusals below what was borne: the rate isn't their reason."""
-LEAST: Final = 0.25
+LEAST: Final = 0.5
 """The rate stays above this part of the best throughput yet…"""
 FADE: Final = 0.8
 """…which fades so much with every refusal."""
@@ -61,7 +69,21 @@ IGNORE_S: Final = 60.0
 IN_VAIN: Final = 0.25
 """…unless so large a part of what is sent then is refused…"""
 IN_VAIN_COUNT: Final = 10
-"""…of so many refusals at least."""
+"""…of so many refusals at least…"""
+WORSE: Final = 2.0
+"""…and so many times the part that was refused before: a limit refuses more the faster one sends, chance doesn't."""
+ALL: Final = 0.9
+"""Of what is refused at that part, nobody can tell the reason."""
+RECENT: Final = 20
+"""Of the last so many answers…"""
+ALONE: Final = 3
+"""…so many refusals show a limit, while nothing is known…"""
+MANY: Final = 4
+"""…and so many that a server that calls itself overloaded means all that we send."""
+ENOUGH: Final = 10
+"""A 429 that comes earlier than this begins a pause even so, though it shows no rate the first time."""
+IN_A_ROW: Final = 8
+"""So many in a row aren't chance, even where chance refuses a third (once in 7,000 requests)."""
 FLOOR_PER_S: Final = 1 / 30
 """Two requests a minute: a probe always goes on."""
 
@@ -77,11 +99,16 @@ class Pace:
         self._sent_s = clock()
         self._in_use_s = 0.0  # from the last request on
         self._back_s = BACK_S
+        self._back = BACK
         self._bins: deque[list[float]] = deque()  # [start of the bin, requests accepted]
         self._best = 0.0  # throughput, in requests a second
         self._contradictions = 0
         self._ignore_until_s = -math.inf
         self._freed = [0, 0]  # accepted and refused since the rate was given free
+        self._tried = [0, 0]  # …and while that was found out
+        self._recent: deque[bool] = deque(maxlen=RECENT)  # whether it was accepted
+        self._in_a_row = 0  # refusals
+        self._pardoned = False  # one of the first answers was a refusal
         self._known = False
 
     def know(self) -> None:
@@ -96,6 +123,9 @@ class Pace:
     def bore(self) -> None:
         """A request was accepted."""
         self._freed[0] += 1
+        self._tried[0] += 1
+        self._recent.append(True)
+        self._in_a_row = 0
         now = self._clock()
         if not self._bins or now - self._bins[-1][0] >= BIN_S:
             self._bins.append([now, 0.0])
@@ -106,6 +136,38 @@ class Pace:
     def refused(self) -> None:
         """A request was refused, whether or not an episode begins with it."""
         self._freed[1] += 1
+        self._tried[1] += 1
+        self._recent.append(False)
+        self._in_a_row += 1
+
+    @property
+    def is_free(self) -> bool:
+        """Whether refusals were found to have nothing to do with the rate."""
+        return self._clock() < self._ignore_until_s
+
+    @property
+    def expects_refusal(self) -> bool:
+        """Whether the rate that failed, or the start that failed at once, is being tried again."""
+        return self._pardoned if self._failed is None else not self._is_below
+
+    def excuses(self, many: int) -> bool:
+        """Whether the last refusal needn't mean anything, since it isn't one of so many lately."""
+        if self._in_a_row >= IN_A_ROW:
+            return False
+        if self.is_free:
+            return not self._free_in_vain
+        few = self._recent.count(False) < many
+        if self._is_below and few:
+            self._contradictions += 1
+            if self._contradictions >= CONTRADICTIONS:
+                self.set_free()
+            return True
+        return self._failed is None and few and (many >= MANY or len(self._recent) >= ENOUGH)
+
+    @property
+    def _is_below(self) -> bool:
+        """Whether the rate hasn't come back yet to the one that failed."""
+        return self._failed is not None and self._since_s is not None and self._clock() - self._since_s < self._back_s
 
     def sent(self) -> None:
         """A request is sent: what it leaves unused of the time since the last one is no time to grow in."""
@@ -119,11 +181,15 @@ class Pace:
     def exceeded(self, wait_s: float, *, gently: bool = False, since_s: float | None = None) -> None:
         """Requests were refused, from `since_s` on (None: now); nothing is sent for `wait_s`."""
         now = self._clock()
-        if now < self._ignore_until_s and not gently and not self._free_in_vain:
+        if self.is_free and not gently and not self._free_in_vain:
             return
+        early = self._failed is None and not self._pardoned and len(self._recent) < ENOUGH and not gently
+        self._pardoned |= early
+        self._recent.clear()
         # Refused at once, nothing borne: that is no question of the rate either, and waiting is the cool-down's.
-        if self._bins:
+        if self._bins and not early:
             self._give_way(gently, now if since_s is None else since_s)
+        self._bins.clear()
         self._gently = gently
         self._since_s = now + wait_s
 
@@ -131,33 +197,37 @@ class Pace:
         contradicted = not gently and self._contradicted()
         self._best = max(FADE * self._best, self._throughput())
         if contradicted:
-            self._ignore_until_s = self._clock() + IGNORE_S
-            self._freed = [0, 0]
-            self._failed, self._back_s = None, BACK_S
+            self.set_free()
         else:
             least = max(FLOOR_PER_S, LEAST * self._best)
             failed = max(least, min(self.per_s, ENOUGH_PER_S, self._borne(refused_s)))
-            if self._failed is not None:
-                self._back_s = min(2 * self._back_s, MAX_BACK_S)
+            self._back_s = min(max(self._back / failed, BACK_S), MAX_BACK_S)
+            self._back = min(2 * self._back, MAX_BACK)
             self._failed = failed
             self._ignore_until_s = -math.inf
         self._known = False
-        self._bins.clear()
+
+    def set_free(self) -> None:
+        """Refusals have nothing to do with the rate."""
+        self._ignore_until_s = self._clock() + IGNORE_S
+        self._freed = [0, 0]
+        self._failed, self._back = None, BACK
+        self._contradictions = 0
 
     @property
     def _free_in_vain(self) -> bool:
         accepted, refused = self._freed
-        return refused >= IN_VAIN_COUNT and refused > IN_VAIN * (accepted + refused)
+        accepted_before, refused_before = self._tried
+        share = max(IN_VAIN, min(ALL, WORSE * refused_before / max(1, accepted_before + refused_before)))
+        return refused >= IN_VAIN_COUNT and refused > share * (accepted + refused)
 
     def _contradicted(self) -> bool:
         """Whether this refusal, below what was borne, is one too many."""
-        below = self._failed is not None and self._since_s is not None and self._clock() - self._since_s < self._back_s
         # Chance lets a long time pass now and then: one that doesn't contradict takes back half of them.
-        self._contradictions = self._contradictions + 1 if below else self._contradictions // 2
-        if self._contradictions < CONTRADICTIONS:
-            return False
-        self._contradictions = 0
-        return True
+        self._contradictions = self._contradictions + 1 if self._is_below else self._contradictions // 2
+        if self._contradictions == 0:
+            self._tried = [0, 0]
+        return self._contradictions >= CONTRADICTIONS
 
     def _throughput(self) -> float:
         """Since the bins were cleared, in requests a second."""
@@ -185,5 +255,9 @@ class Pace:
         elif self._gently:
             rate = self._failed * (1 - BACK_OFF) * math.exp(RAMP * elapsed)
         else:
-            rate = self._failed * (1 + BACK_OFF * (elapsed / self._back_s - 1) ** 3)
+            again_s = elapsed - self._back_s * (1 + ((AGAIN - 1) / BACK_OFF) ** (1 / 3))
+            if again_s > 0:
+                rate = self._failed * AGAIN * 2 ** min(again_s, 60.0)
+            else:
+                rate = self._failed * (1 + BACK_OFF * (elapsed / self._back_s - 1) ** 3)
         return max(rate, FLOOR_PER_S) if rate < ENOUGH_PER_S else math.inf

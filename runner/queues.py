@@ -1,8 +1,9 @@
 """Who waits for admission, in which order, and which lane takes whom.
 
 Attempts that may go to the same lanes (one of each endpoint that serves their model) share a queue: first come, first
-served. A lane takes the oldest of those at the head of its queues. Where several lanes could take it at once, the one
-with the lowest load does; a lane that can't (cool-down, no slot, pace) leaves it to the others.
+served, and a job that comes again is where it was. A lane takes the oldest of those at the head of its queues. Where
+several lanes could take it at once, the one with the lowest load does; a lane that can't (cool-down, no slot, pace)
+leaves it to the others.
 
 An attempt may stick to one lane (`preferred`, by its prompt_cache_key): the others leave it alone, unless that lane is
 cooling down, broken or disabled, or the attempt has waited STICKY_S.
@@ -33,7 +34,9 @@ class Waiter:
     need: Need
     since_s: float
     nth: int
-    """Order of arrival over all queues."""
+    """Order of arrival over all queues; of a job that comes again, when it first came."""
+    attempt: int
+    """Of its job, from 0."""
     queue: Queue
     turn: asyncio.Future[Ticket]
     avoided: Lane | None
@@ -89,16 +92,30 @@ class Queues:
         self._queues: dict[tuple[tuple[Lane, ...], Lane | None], Queue] = {}
         self._arrived = 0
 
-    def put(self, need: Need, lanes: tuple[Lane, ...], preferred: Lane | None, avoided: Lane | None) -> Waiter:
-        """A new attempt, at the end of its queue."""
+    def put(
+        self, need: Need, lanes: tuple[Lane, ...], preferred: Lane | None, avoided: Lane | None, again: Ticket | None
+    ) -> Waiter:
+        """An attempt comes: a job's first at the end of its queue, any other at the place of the one before, `again`.
+
+        So the probe that ends a pause is one that was refused before, where there is one: a server that refuses every
+        job once would otherwise refuse every probe.
+        """
         queue = self._queue(lanes, preferred)
         self._arrived += 1
         turn: asyncio.Future[Ticket] = asyncio.get_running_loop().create_future()
         limited = {lane: lane.limited_s for lane in lanes}
-        waiter = Waiter(need, self._clock(), self._arrived, queue, turn, avoided, limited)
-        queue.waiters.append(waiter)
+        place, attempt = (again.place, again.attempt + 1) if again else (self._arrived, 0)
+        waiter = Waiter(need, self._clock(), place, attempt, queue, turn, avoided, limited)
+        self._place(waiter)
         self.stir(queue)
         return waiter
+
+    def _place(self, waiter: Waiter) -> None:
+        waiters = waiter.queue.waiters
+        if not waiters or waiters[-1].nth < waiter.nth:
+            waiters.append(waiter)
+            return
+        waiters.insert(next(i for i, other in enumerate(waiters) if other.nth >= waiter.nth), waiter)
 
     def _queue(self, lanes: tuple[Lane, ...], preferred: Lane | None) -> Queue:
         queue = self._queues.get((lanes, preferred))
@@ -111,9 +128,7 @@ class Queues:
     def put_back(self, waiter: Waiter) -> None:
         """An attempt that was taken and couldn't be served: back to its place."""
         waiter.lane, waiter.taken_s = None, math.inf
-        waiters = waiter.queue.waiters
-        place = next((i for i, other in enumerate(waiters) if other.nth > waiter.nth), len(waiters))
-        waiters.insert(place, waiter)
+        self._place(waiter)
         self.stir(waiter.queue)
 
     def reroute(self, waiter: Waiter, lane: Lane, refusal: NeverFits) -> None:

@@ -2,7 +2,7 @@
 
 Only `AttemptFailed` is retried, and only where its fault says that another attempt may help: an allow-list, since
 tenacity asks its predicate about cancellation too. The wait is full jitter (AWS, "Exponential Backoff And Jitter") on
-top of what the server asked for, which is a floor. That of a throttled attempt is the shared cool-down of admission.
+top of what the server asked for, which is a floor. What a 429 asked for is the shared cool-down of admission.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final, TypeVar
 
 from tenacity import AsyncRetrying, RetryCallState
 
-from runner.faults import Fault
+from runner.faults import Fault, FaultKind
 from runner.limits import THROTTLED_ATTEMPTS_FACTOR
 
 T = TypeVar("T")
@@ -103,8 +103,9 @@ class _Policy:
         # 2**7 × 0.5 s passes the cap; a larger exponent would only overflow.
         cap_s = THROTTLED_CAP_S if fault.row.throttle else BACKOFF_CAP_S
         ceiling = min(BACKOFF_BASE_S * 2 ** min(failures - 1, 7), cap_s)
-        # A throttled endpoint is left alone by admission for so long; others may take the job meanwhile.
-        floor_s = 0.0 if fault.row.throttle else fault.retry_after_s or 0.0
+        # An endpoint whose limit is reached is left alone by admission for so long; others may take the job meanwhile.
+        shared = fault.row.throttle and fault.kind is not FaultKind.OVERLOADED
+        floor_s = 0.0 if shared else fault.retry_after_s or 0.0
         return floor_s + self._rng.uniform(0.0, ceiling)
 
 

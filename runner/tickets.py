@@ -82,10 +82,16 @@ class Ticket:
     """Requests that the lane had admitted by then, this one included."""
     nth_token: int
     """…and their tokens."""
+    place: int = 0
+    """In line: see `Waiter.nth`."""
+    attempt: int = 0
+    """Of its job, from 0."""
     answered: bool = False
     """Whether a good status has come."""
     accepted: bool = False
     """Whether that counts: see `Lane.accepted`."""
+    refused: bool = False
+    """Whether the server refused it: an attempt can be refused once."""
     settled: bool = False
     released: bool = False
 

@@ -231,9 +231,9 @@ class JobRun:
         return self._last
 
     async def _acquire(self) -> Ticket:
-        avoid = self._ticket.endpoint if self._ticket else None
-        admission = self._bench.admission
-        return await admission.acquire(self._history.model, self._need, key=self._cache_key, avoid=avoid)
+        before, admission = self._ticket, self._bench.admission
+        avoid = before.endpoint if before else None
+        return await admission.acquire(self._history.model, self._need, key=self._cache_key, avoid=avoid, again=before)
 
     def _admitted(self, ticket: Ticket) -> None:
         history = self._history
@@ -284,7 +284,7 @@ class JobRun:
         bench = self._bench
         log.info("attempt failed", extra={"job": self._job.id, "fault": fault.kind.value, "status": fault.status})
         bench.metrics.attempt_failed(fault.kind.value)
-        if fault.row.throttle:
+        if fault.row.throttle and fault.kind is not FaultKind.OVERLOADED:  # `concluded` has seen to that
             ramp = fault.kind is FaultKind.SLOW_DOWN
             bench.admission.throttled(ticket, fault.limits, fault.retry_after_s, ramp=ramp)
         if (

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 
+from runner.capacity import MAX_ROUNDS, Capacity
 from runner.concurrency import CUT, HOLD_S, SOON_S, AdaptiveConcurrency, FixedConcurrency
 
 
@@ -129,3 +132,65 @@ def test_a_fixed_one_stays():
     concurrency.throttled(0.0)
     throttle_free_rounds(concurrency, 10)
     assert concurrency.limit == 5
+
+
+def test_cuts_that_were_no_fault_of_ours_are_taken_back():
+    concurrency = AdaptiveConcurrency(start=100)
+    for now in (0.0, 1.0, 2.0):
+        concurrency.throttled(now)
+    assert concurrency.limit == 51
+    concurrency.acquitted()
+    assert concurrency.limit == 100
+
+
+# ── What an overloaded server bears ──────────────────────────────────────────────────────────────────────────────────
+
+
+def full(at: int) -> Capacity:
+    """That of a server which refuses many while so many are under way."""
+    capacity = Capacity()
+    assert not capacity.refused(at, new=True)
+    capacity.begin()
+    return capacity
+
+
+def test_nothing_bounds_a_server_that_did_not_refuse_many():
+    capacity = Capacity()
+    assert not capacity.refused(10, new=True)
+    assert capacity.limit == math.inf
+
+
+def test_an_overloaded_server_bears_what_was_under_way_when_it_refused():
+    capacity = full(10)
+    assert capacity.limit == 10
+    assert capacity.refused(7, new=False)  # the other refusals of that time, of requests that were sent before
+    assert capacity.limit == 7
+
+
+def test_places_are_added_round_by_round_and_only_while_they_are_in_use():
+    capacity = full(8)
+    for _ in range(100):
+        capacity.accepted(3)
+    assert capacity.limit == 8
+    for _ in range(8):
+        capacity.accepted(8)
+    assert capacity.limit == 10
+
+
+def test_a_place_that_is_refused_again_and_again_is_tried_ever_less_often():
+    capacity, tries = full(8), []
+    for _ in range(9):
+        answers = 0
+        while capacity.limit == 8:
+            capacity.accepted(8)
+            answers += 1
+        tries.append(answers // 8)
+        assert capacity.refused(8, new=True)
+    assert tries == [1, 2, 4, 8, 16, 32, MAX_ROUNDS, MAX_ROUNDS, MAX_ROUNDS]
+
+
+@pytest.mark.parametrize("under_way", [0, 3])
+def test_a_server_that_refuses_when_it_has_nothing_of_ours_is_not_filled_by_us(under_way):
+    capacity = full(10)
+    assert not capacity.refused(under_way, new=True)
+    assert capacity.limit == (math.inf if under_way == 0 else 10)

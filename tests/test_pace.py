@@ -9,13 +9,19 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from runner.pace import (
+    AGAIN,
+    ALONE,
+    BACK,
     BACK_OFF,
     BACK_S,
     CONTRADICTIONS,
     ENOUGH_PER_S,
     FLOOR_PER_S,
     IGNORE_S,
+    IN_A_ROW,
     LEAST,
+    MANY,
+    MAX_BACK,
     MAX_BACK_S,
     MEMORY_S,
     START_PER_S,
@@ -151,16 +157,108 @@ def test_it_comes_back_along_a_cubic():
 
 
 def test_every_refusal_makes_the_way_back_longer_up_to_a_bound():
-    pace, clock = refused()
+    pace, clock = refused(10)
     took = []
     for _ in range(4):
-        bear(pace, clock, 50, 200)  # no contradiction: it comes after the way back
+        bear(pace, clock, 10, 200)  # no contradiction: it comes after the way back
         pace.exceeded(0)
         low, start = pace.per_s, clock.now
         while pace.per_s < low / (1 - BACK_OFF) * (1 - 1e-9):
-            clock.now += 0.5
+            clock.now += 0.1
         took.append(clock.now - start)
-    assert took == pytest.approx([2 * BACK_S, MAX_BACK_S, MAX_BACK_S, MAX_BACK_S], abs=0.6)
+    borne = 10 * MEMORY_S / (MEMORY_S + 1)
+    assert took == pytest.approx([2 * BACK / borne, MAX_BACK / borne, MAX_BACK / borne, MAX_BACK / borne], rel=0.05)
+
+
+@pytest.mark.parametrize(("per_s", "seconds"), [(1.0, MAX_BACK_S * 0.8), (500.0, BACK_S)])
+def test_the_way_back_takes_so_many_requests_but_neither_too_long_nor_too_short(per_s, seconds):
+    pace, clock = refused(per_s)
+    for _ in range(2):
+        bear(pace, clock, per_s, 200)
+        pace.exceeded(0)
+    clock.now += 0.99 * seconds
+    low = pace.per_s
+    assert low < per_s
+    clock.now += 2 * MAX_BACK_S
+    assert pace.per_s > 1.2 * per_s
+
+
+def test_a_tenth_above_the_rate_that_failed_the_search_goes_on():
+    pace, clock = refused(100)
+    failed = pace.per_s / (1 - BACK_OFF)
+    clock.now += BACK_S * (1 + ((AGAIN - 1) / BACK_OFF) ** (1 / 3))
+    assert pace.per_s == pytest.approx(AGAIN * failed)
+    clock.now += 1.0
+    assert pace.per_s == pytest.approx(2 * AGAIN * failed)
+
+
+# ── What comes alone ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def answers(pace: Pace, clock: Clock, pattern: str) -> None:
+    """What the server says to one request after the other, 100 a second: yes or no."""
+    for letter in pattern:
+        clock.now += 0.01
+        if letter == "y":
+            pace.bore()
+        else:
+            pace.refused()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "many", "excused"),
+    [
+        ("y" * 20 + "n", ALONE, True),
+        ("y" * 20 + "nyyyn", ALONE, True),
+        ("y" * 20 + "nyynyn", ALONE, False),
+        ("y" * 20 + "n" + "y" * 20 + "n" + "y" * 20 + "n", ALONE, True),
+        ("yyyn", ALONE, False),
+        ("yyyn", MANY, True),
+        ("nnn", MANY, True),
+        ("nnnn", MANY, False),
+        ("y" * 20 + "n", 1, False),
+    ],
+)
+def test_a_refusal_that_comes_alone_is_excused(pattern, many, excused):
+    pace, clock = new_pace()
+    answers(pace, clock, pattern)
+    assert pace.excuses(many) is excused
+
+
+def test_refusals_that_come_alone_below_what_was_borne_free_the_rate():
+    pace, clock = refused(10)
+    for nth in range(1, CONTRADICTIONS + 1):
+        answers(pace, clock, "y" * 20 + "n")
+        assert pace.excuses(ALONE)
+        assert pace.is_free is (nth == CONTRADICTIONS)
+
+
+def test_a_single_refusal_at_the_rate_that_failed_is_one():
+    pace, clock = refused(10)
+    clock.now += 1.01 * BACK / 9
+    answers(pace, clock, "y" * 20 + "n")
+    assert not pace.excuses(ALONE)
+
+
+def test_so_many_in_a_row_are_no_chance_whatever_was_found_out():
+    pace, clock = refused(10)
+    contradict(pace, clock, CONTRADICTIONS)
+    assert pace.is_free
+    answers(pace, clock, "n" * (IN_A_ROW - 1))
+    assert pace.excuses(ALONE)
+    answers(pace, clock, "n")
+    assert not pace.excuses(ALONE)
+
+
+def test_one_of_the_first_answers_shows_no_rate_the_first_time():
+    pace, clock = new_pace()
+    answers(pace, clock, "yyyn")
+    pace.exceeded(1.0)
+    assert pace.searching
+    clock.now += 1.0
+    answers(pace, clock, "yyyn")
+    pace.exceeded(1.0)
+    assert pace.per_s < 5
 
 
 def test_the_rate_stays_above_a_part_of_the_best_throughput():
