@@ -13,6 +13,7 @@ import httpx2
 from openai import APIConnectionError, APITimeoutError, AsyncAzureOpenAI, AsyncOpenAI, DefaultAsyncHttpxClient
 from openai._models import FinalRequestOptions
 
+from runner import deadlines
 from runner.jobs import Api
 from runner.limits import ERROR_BODY_TIMEOUT_S, MAX_ERROR_BODY_BYTES
 from runner.settings import TransportKind
@@ -27,10 +28,14 @@ _PLAIN_HEADERS: Final = _STREAM_HEADERS | {"Accept": "application/json"}
 
 
 async def _refusal(response: httpx2.Response, request: httpx2.Request) -> httpx2.Response:
-    """A bad answer with as much of its body as came: the status counts, whatever becomes of the body."""
+    """A bad answer with as much of its body as came: the status counts, whatever becomes of the body.
+
+    No deadline of the attempt may pass meanwhile: a bad key would be a timeout, and tried again by every job.
+    """
     body: ResponseBody = response.extensions[BODY]
     try:
-        content = await body.read_some(MAX_ERROR_BODY_BYTES, ERROR_BODY_TIMEOUT_S)
+        with deadlines.suspended():
+            content = await body.read_some(MAX_ERROR_BODY_BYTES, ERROR_BODY_TIMEOUT_S)
     finally:
         await body.aclose()
     coded = (b"content-encoding", b"content-length", b"transfer-encoding")

@@ -6,6 +6,8 @@ Rules, each paid for by an incident:
   cut off again, or the next record would be glued to the fragment.
 - After a failed fsync the kernel may have dropped the pages and report success the next time: never sync again, and
   cut off what was to be synced, for it may read back and yet be gone from the disk.
+- What is written to a file that was deleted meanwhile is gone with its last descriptor: a sync of it fails, or a run
+  would pay for its answers to the end and keep none.
 - A created or renamed name is durable when its directory is synced, and a directory's when the one above it is.
 """
 
@@ -91,6 +93,8 @@ class OsFiles:
     def fsync(self, fd: int) -> None:
         """See `FileSystem`."""
         os.fsync(fd)
+        if os.fstat(fd).st_nlink == 0:
+            raise OSError(errno.ENOENT, "the file was deleted while it was written")
 
     def close(self, fd: int) -> None:
         """See `FileSystem`."""

@@ -11,7 +11,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -39,7 +39,8 @@ def lock_folder(folder: Path) -> Iterator[None]:
             _take(fd, folder)
         yield
     finally:
-        os.close(fd)
+        with suppress(OSError):  # the lock goes with the descriptor, which is gone whatever close says
+            os.close(fd)
 
 
 def _take(fd: int, folder: Path) -> None:

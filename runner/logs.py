@@ -44,8 +44,10 @@ def log_to(path: Path, level: str, redactor: Redactor) -> Iterator[None]:
     Raises:
         OutputError: the file can't be opened.
     """
+    # Not blocking: to open a named pipe would wait for its reader, perhaps for ever.
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        descriptor = os.open(path, flags, 0o600)
     except OSError as error:
         raise OutputError(f"{path}: {error.strerror}") from error
     handler = logging.StreamHandler(os.fdopen(descriptor, "a", encoding="utf-8", errors="backslashreplace"))

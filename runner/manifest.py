@@ -71,7 +71,7 @@ def load(data: bytes, path: Path) -> dict[str, Any]:
     """An existing manifest.
 
     Raises:
-        UsageError: it isn't one of ours.
+        UsageError: it isn't one of ours, or one of a later version's, which may mean its records otherwise.
     """
     try:
         found = orjson.loads(data)
@@ -79,6 +79,12 @@ def load(data: bytes, path: Path) -> dict[str, Any]:
         found = None
     if not isinstance(found, dict) or not isinstance(found.get("input"), dict):
         raise UsageError(f"{path} is not a manifest of this program; move the folder away, or use --fresh or --out")
+    schema = found.get("schema", SCHEMA)
+    if not isinstance(schema, int) or schema > SCHEMA:
+        raise UsageError(
+            f"{path} was written by a later version (runner {found.get('runner', '?')}): go on with that one, name "
+            "another folder with --out, or start anew with --fresh (what is there is kept aside)"
+        )
     return found
 
 

@@ -3,8 +3,12 @@
 Reading, decompressing and parsing happen in a worker thread, a batch at a time, so that neither a slow disk nor a large
 line blocks the loop; nothing is read ahead of the batch that was asked for, but the rest of its block.
 
+A file is read as long as it was when it was opened: what is appended meanwhile, perhaps half a line, is for the next
+run, and a file that has become shorter is an error, for its end was somebody's jobs.
+
 Accepted: a byte range costs the reading of what stands before it, since ids without a custom_id count occurrences, and
-the first line with an id keeps it. A named pipe is refused, since a file is read more than once.
+the first line with an id keeps it. A named pipe is refused, since a file is read more than once. What is appended to a
+compressed file meanwhile is read, and half a member of it an error.
 """
 
 from __future__ import annotations
@@ -157,6 +161,29 @@ def _file_blocks(path: str, file: BinaryIO) -> Iterator[bytes]:
         yield block
 
 
+class _AsLongAsItWas(io.RawIOBase):
+    """A file up to the length that it had when it was opened."""
+
+    def __init__(self, raw: io.BufferedReader) -> None:
+        self._raw = raw
+        self._left = os.fstat(raw.fileno()).st_size
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        """Fills the buffer with what there is; 0 is the end.
+
+        Raises:
+            EOFError: the file has become shorter.
+        """
+        count = self._raw.readinto(memoryview(buffer)[: self._left])
+        if self._left and not count:
+            raise EOFError(f"it became {self._left:,} bytes shorter while it was read")
+        self._left -= count
+        return count
+
+
 @contextmanager
 def open_input(path: str) -> Iterator[BinaryIO]:
     """A file as plain bytes, decompressed by its suffix; "-" is standard input, which is left open.
@@ -177,7 +204,7 @@ def open_input(path: str) -> Iterator[BinaryIO]:
         elif path.endswith(".zst"):
             yield io.BufferedReader(_ZstdFile(raw), READ_BLOCK_BYTES)
         else:
-            yield raw
+            yield io.BufferedReader(_AsLongAsItWas(raw), READ_BLOCK_BYTES)
 
 
 def _open_at_once(path: str, flags: int) -> int:
@@ -185,7 +212,7 @@ def _open_at_once(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)
 
 
-def _open_regular(path: str) -> BinaryIO:
+def _open_regular(path: str) -> io.BufferedReader:
     raw = open(path, "rb", opener=_open_at_once)  # noqa: SIM115 - open_input closes it, whatever wraps it
     mode = os.fstat(raw.fileno()).st_mode
     if not stat.S_ISREG(mode):

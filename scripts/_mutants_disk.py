@@ -15,8 +15,26 @@ MUTANTS = (
     ),
     Mutant(
         "no fsync: the seam doesn't call it",
-        (Edit("runner/files.py", "        os.fsync(fd)\n\n    def close", "        pass\n\n    def close"),),
+        (Edit("runner/files.py", "        os.fsync(fd)\n        if os.fstat", "        if os.fstat"),),
         ("tests/test_files.py::test_the_real_seam_really_syncs",),
+    ),
+    Mutant(
+        "a deleted results.jsonl is written to the end",
+        (Edit("runner/files.py", "if os.fstat(fd).st_nlink == 0:", "if os.fstat(fd).st_nlink < 0:"),),
+        ("tests/test_files.py::test_what_was_written_to_a_deleted_file_is_not_acknowledged",),
+    ),
+    Mutant(
+        "a jobs file is read to wherever it ends now",
+        (Edit("runner/source.py", "yield io.BufferedReader(_AsLongAsItWas(raw), READ_BLOCK_BYTES)", "yield raw"),),
+        (
+            "tests/test_promises.py::test_what_is_appended_while_a_file_is_read_is_for_the_next_run",
+            "tests/test_promises.py::test_a_file_that_becomes_shorter_while_it_is_read_is_an_error_that_names_it",
+        ),
+    ),
+    Mutant(
+        "a folder of a later version is taken for one of ours",
+        (Edit("runner/manifest.py", "or schema > SCHEMA", ""),),
+        ("tests/test_promises.py::test_a_folder_of_a_later_version_is_refused_and_left_alone",),
     ),
     Mutant(
         "no fsync: of the folder after a rename",
@@ -137,8 +155,8 @@ MUTANTS = (
         (
             Edit(
                 "runner/lock.py",
-                "    finally:\n        os.close(fd)\n",
-                "    finally:\n        (folder / '.lock').unlink()\n        os.close(fd)\n",
+                "    finally:\n        with suppress(OSError):  # the lock",
+                "    finally:\n        (folder / '.lock').unlink()\n        with suppress(OSError):  # the lock",
             ),
         ),
         ("tests/test_files.py::test_a_second_run_is_refused_and_told_who_holds_the_folder_also_through_a_link",),

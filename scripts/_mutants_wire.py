@@ -192,6 +192,11 @@ MUTANTS = (
         ("tests/test_attempt.py::test_empty_deltas_do_not_keep_a_stream_alive",),
     ),
     Mutant(
+        "a standstill of this process is the server's silence",
+        (Edit("runner/deadlines.py", "            self._put_off(late_s)\n", ""),),
+        ("tests/test_deadlines.py::test_time_in_which_the_process_stood_still_is_not_the_servers",),
+    ),
+    Mutant(
         "the second signal is not heard",
         (Edit("runner/signals.py", "                on_second()\n", "                pass\n"),),
         (

@@ -20,7 +20,7 @@ def main() -> int:
 
 def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(prog="scripts/soak", description=__doc__.splitlines()[0])
-    soaks = result.add_subparsers(required=True, metavar="kill | machine | million")
+    soaks = result.add_subparsers(required=True, metavar="kill | machine | million | endless | line")
     kill_parser = soaks.add_parser("kill", help="kill -9 at random moments; the simulator's log is the oracle")
     kill_parser.add_argument("--times", type=int, default=1_000, help="kills (default %(default)s)")
     kill_parser.add_argument("--jobs", type=int, default=2_000, help="in each folder (default %(default)s)")
@@ -33,6 +33,12 @@ def parser() -> argparse.ArgumentParser:
     million_parser = soaks.add_parser("million", help="memory over very many jobs")
     million_parser.add_argument("--jobs", type=int, default=1_000_000)
     million_parser.set_defaults(run=million)
+    endless_parser = soaks.add_parser("endless", help="memory over very many deltas that say nothing, in 32 streams")
+    endless_parser.add_argument("--deltas", type=int, default=1_000_000, help="in each stream (default %(default)s)")
+    endless_parser.set_defaults(run=endless)
+    line_parser = soaks.add_parser("line", help="memory under a line of gigabytes on standard input")
+    line_parser.add_argument("--mebibytes", type=int, default=4_096, help="of the line (default %(default)s)")
+    line_parser.set_defaults(run=line)
     return result
 
 
@@ -54,6 +60,18 @@ def million(options: argparse.Namespace) -> int:
     import _soak_million
 
     return _soak_million.soak(options.jobs)
+
+
+def endless(options: argparse.Namespace) -> int:
+    import _soak_endless
+
+    return _soak_endless.soak(options.deltas)
+
+
+def line(options: argparse.Namespace) -> int:
+    import _soak_line
+
+    return _soak_line.soak(options.mebibytes)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """kill -9 of the real process, again and again, at moments drawn at random; what is left is checked each time.
 
 Steps: a folder is begun, killed some 25 times and then run to its end, against a simulator in a process of its own;
-then the next one, with the presets in turn, until there have been as many kills as were asked for. Every run is
+so are others beside it, with the presets in turn, until there have been as many kills as were asked for. Every run is
 `python -m runner` as a user starts it. The oracle, and what is checked after each kill, is in tests/killed.py. A kill
 can fall into the start, the recovery, the work or the end of a run.
 """
@@ -12,6 +12,7 @@ import random
 import shutil
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,24 +22,32 @@ from runner.simulator import PRESETS, simulator_process
 from tests.killed import Folder, Tally
 
 KILLS_A_FOLDER = 25
+SIDE_BY_SIDE = 4
+"""Folders: a run among refusals mostly waits."""
 
 
 def soak(times: int, jobs: int, seed: int) -> int:
     print(f"seed {seed}", flush=True)
-    total, number = Tally(), 0
     root = Path(tempfile.mkdtemp(prefix="soak-kill-"))
-    while total.kills < times:
-        number += 1
-        preset = ("default", "flaky")[number % 2 - 1]
-        kills = min(KILLS_A_FOLDER, times - total.kills, max(1, times // 2))
+    full, rest = divmod(times, KILLS_A_FOLDER)
+    kills = [KILLS_A_FOLDER] * full + [rest] * bool(rest)
+
+    def live(number: int) -> Tally:
+        preset = ("default", "flaky")[number % 2]
         began = time.monotonic()
-        tally = one_folder(root / str(number), preset, jobs, kills, random.Random(f"{seed}/{number}"))
+        rng = random.Random(f"{seed}/{number}")
+        tally = one_folder(root / str(number), preset, jobs, kills[number], rng)
         print(f"{number}: {preset}, {time.monotonic() - began:.0f} s, {tally}", flush=True)
-        total.add(tally)
+        return tally
+
+    total = Tally()
+    with ThreadPoolExecutor(SIDE_BY_SIDE) as threads:
+        for tally in threads.map(live, range(len(kills))):
+            total.add(tally)
     kept = f"; kept in {root}" if total.violations else ""
     if not total.violations:
         shutil.rmtree(root)
-    print(f"{'VIOLATED' if total.violations else 'OK'}: {number} folders, {total}, seed {seed}{kept}")
+    print(f"{'VIOLATED' if total.violations else 'OK'}: {len(kills)} folders, {total}, seed {seed}{kept}")
     return 1 if total.violations else 0
 
 

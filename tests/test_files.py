@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from runner import lock
 from runner.errors import LockedError, OutputError, UsageError
 from runner.files import AppendFile, OsFiles, atomic_write, make_folder, read_file
 from runner.lock import lock_folder
+from runner.logs import log_to
+from runner.redact import Redactor
 from runner.testing.memory_files import Crashed, MemoryFiles, Tear, WriteFault
 
 FILE = Path("/out/file")
@@ -216,6 +219,26 @@ def test_a_file_system_whose_directories_know_no_fsync_does_not_matter(tmp_path,
 # ── The real system ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def test_what_was_written_to_a_deleted_file_is_not_acknowledged(tmp_path):
+    file = AppendFile(OsFiles(), tmp_path / "results.jsonl")
+    file.append(b"first\n")
+    file.sync()
+    file.append(b"second\n")
+    (tmp_path / "results.jsonl").unlink()
+    with pytest.raises(OutputError, match=r"results\.jsonl: fsync: the file was deleted while it was written"):
+        file.sync()
+    file.close()
+
+
+def test_a_renamed_file_is_still_there(tmp_path):
+    file = AppendFile(OsFiles(), tmp_path / "old")
+    (tmp_path / "old").rename(tmp_path / "new")
+    file.append(b"first\n")
+    file.sync()
+    file.close()
+    assert (tmp_path / "new").read_bytes() == b"first\n"
+
+
 def test_files_are_private(tmp_path):
     AppendFile(OsFiles(), tmp_path / "a").close()
     atomic_write(OsFiles(), tmp_path / "b", b"x")
@@ -248,6 +271,23 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path, name, make):
     make(tmp_path / name)
     with pytest.raises(UsageError, match=rf"{name} is not a regular file"):
         _open(tmp_path, name)
+
+
+def test_a_named_pipe_in_the_place_of_the_log_is_refused_at_once(tmp_path):
+    """To open one for writing waits for its reader: the run hung before its first word."""
+    path = tmp_path / "run.log"
+    os.mkfifo(path)
+
+    def refused():
+        with pytest.raises(OutputError, match=r"run\.log"), log_to(path, "INFO", Redactor()):
+            pass
+
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(refused)
+        try:
+            waiting.result(timeout=30)
+        finally:
+            os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))  # lets go whoever waits
 
 
 def test_a_stale_temporary_link_leads_nowhere(tmp_path):
@@ -430,6 +470,21 @@ def test_a_lock_that_cannot_be_taken_or_noted_is_an_output_error(tmp_path, monke
     monkeypatch.setattr(fcntl if call == "flock" else os, call, fail)
     with pytest.raises(OutputError, match=r"\.lock: No space left"):
         _open(tmp_path, ".lock")
+
+
+def test_a_lock_file_that_fails_to_close_does_not_fail_what_was_done_under_it(tmp_path, monkeypatch):
+    """A run that had every record ended with a traceback."""
+    close = os.close
+
+    def failing(fd):
+        close(fd)
+        raise OSError(errno.EIO, "Input/output error")
+
+    with lock_folder(tmp_path / "out"):
+        monkeypatch.setattr(os, "close", failing)
+    monkeypatch.undo()
+    with lock_folder(tmp_path / "out"):
+        pass
 
 
 def test_a_folder_that_is_a_file_is_refused(tmp_path):

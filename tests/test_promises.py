@@ -11,19 +11,25 @@ import socket
 import ssl
 import subprocess
 import threading
+import time
 from collections import deque
+from contextlib import aclosing
 
 import anyio
 import orjson
 import pytest
 
+from runner import manifest
 from runner.admission import Admission
 from runner.concurrency import FixedConcurrency
+from runner.errors import InputError, UsageError
+from runner.limits import READ_BLOCK_BYTES
 from runner.outcome import Usage
 from runner.settings import ModelLimits
+from runner.source import JobSource
 from runner.testing.virtual_time import run_virtual
 from runner.tickets import Need
-from tests.process import TIMEOUT_S, by_id, environment, run, write_jobs
+from tests.process import TIMEOUT_S, by_id, end, environment, run, start, write_jobs
 
 HOUR_S = 3_600.0
 
@@ -180,3 +186,68 @@ def test_a_certificate_nobody_vouches_for_stops_the_run_and_is_not_tried_again(s
     summary = orjson.loads((tmp_path / "results/jobs/summary.json").read_bytes())
     assert "certificate" in summary["run"]["ended"]
     assert not by_id(tmp_path / "results" / "jobs")
+
+
+# ── What is changed while it runs ────────────────────────────────────────────────────────────────────────────────────
+
+
+def read_in_two_halves(path, meanwhile):
+    """The ids of a file's jobs, with something happening after the first batch."""
+    found: list[str] = []
+
+    async def read():
+        async with aclosing(JobSource([str(path)]).batches()) as batches:
+            async for batch in batches:
+                if not found:
+                    meanwhile()
+                found.extend(item.id for item in batch)
+
+    anyio.run(read)
+    return found
+
+
+LARGE = 4 * READ_BLOCK_BYTES // 50
+"""Jobs of some 50 bytes that don't come in one read."""
+
+
+@pytest.mark.parametrize("more", [b'{"custom_id":"late","prompt":"x"}\n', b'{"custom_id":"late","pro'])
+def test_what_is_appended_while_a_file_is_read_is_for_the_next_run(tmp_path, more):
+    """Half a line would be a failed record for ever."""
+    path = jobs_of(tmp_path, LARGE)
+
+    def append():
+        with path.open("ab") as file:
+            file.write(more)
+
+    assert read_in_two_halves(path, append) == [f"job-{i}" for i in range(LARGE)]
+
+
+@pytest.mark.parametrize("size", [0, READ_BLOCK_BYTES + 1_000])
+def test_a_file_that_becomes_shorter_while_it_is_read_is_an_error_that_names_it(tmp_path, size):
+    """Its end would look like the end of the jobs, and the run complete."""
+    path = jobs_of(tmp_path, LARGE)
+    with pytest.raises(InputError, match=r"jobs\.jsonl: it became [\d,]+ bytes shorter while it was read"):
+        read_in_two_halves(path, lambda: os.truncate(path, size))
+
+
+@pytest.mark.slow
+def test_results_that_are_deleted_in_mid_run_end_it_before_more_is_paid_for(slow_simulator, tmp_path):
+    path = jobs_of(tmp_path, 2_000)
+    results = tmp_path / "results" / "jobs" / "results.jsonl"
+    process = start(path, *to(slow_simulator.base_url, "--concurrency", 8), cwd=tmp_path)
+    while process.poll() is None and not (results.exists() and results.stat().st_size):
+        time.sleep(0.02)  # a real process is awaited: there is no event for it
+    results.unlink()
+    ended = end(process)
+    assert ended.code == 74
+    assert "results.jsonl: fsync: the file was deleted while it was written" in ended.stderr
+    assert run(path, *to(slow_simulator.base_url, "--limit", 5), cwd=tmp_path).code == 0
+    assert len(by_id(results.parent)) == 5
+
+
+@pytest.mark.parametrize("schema", [2, 99, "2", None])
+def test_a_folder_of_a_later_version_is_refused_and_left_alone(tmp_path, schema):
+    data = orjson.dumps({"schema": schema, "runner": "9.9", "input": {"paths": ["jobs.jsonl"]}})
+    with pytest.raises(UsageError, match=r"manifest\.json was written by a later version \(runner 9\.9\).*--fresh"):
+        manifest.load(data, tmp_path / "manifest.json")
+    assert manifest.load(orjson.dumps({"schema": 1, "input": {}}), tmp_path)
