@@ -7,7 +7,7 @@ when it goes off: progress is a store into an attribute, so that a chunk costs n
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -55,6 +55,8 @@ class Watch:
         self.scope = anyio.CancelScope()
         self.fired: FaultKind | None = None
         self._suspended = False
+        self.catch_up: Callable[[], None] = lambda: None
+        """Has what arrived before a deadline counted before it."""
 
     def progress(self) -> None:
         """A delta with content, or a sign of work, has arrived."""
@@ -88,6 +90,7 @@ class Watch:
 
     def _check(self) -> None:
         self._timer = None
+        self.catch_up()
         due = self._due()
         if due is None:
             return
