@@ -11,7 +11,7 @@ this, three pauses of 6 s under an idle deadline of 3 s cost 64 streams 157 atte
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
 from dataclasses import dataclass
@@ -81,6 +81,8 @@ class Watch:
         self.fired: FaultKind | None = None
         self._suspended = False
         self._outer: Token[Watch | None] | None = None
+        self.catch_up: Callable[[], None] = lambda: None
+        """Has what arrived before a deadline counted before it."""
 
     def progress(self) -> None:
         """A delta with content, or a sign of work, has arrived."""
@@ -126,6 +128,7 @@ class Watch:
         if late_s > STANDSTILL_S and not self._suspended:
             self._put_off(late_s)
             patience_s = SUSPENDED_CHECK_S
+        self.catch_up()
         due = self._due()
         if due is None:
             return

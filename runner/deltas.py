@@ -5,6 +5,8 @@ from __future__ import annotations
 import enum
 from typing import Any, NamedTuple
 
+import orjson
+
 
 class DeltaKind(enum.Enum):
     """What a delta carries. TTFT, gaps and the idle deadline count content; the rest is evidence only."""
@@ -36,3 +38,18 @@ class Delta(NamedTuple):
     `{"index", "text"}`. Responses: the event with its `type`, less the whole `response` that the final record has."""
     text: str = ""
     """The visible text of it (content or refusal); empty for reasoning and tool calls. `stop_after` counts it."""
+
+
+class Arrived(NamedTuple):
+    """A delta that is text alone, as a stream brings them by the thousand: its payload is not taken apart."""
+
+    after_ns: int
+    """Since the attempt was sent."""
+    payload: bytes
+    """As JSON."""
+    text: str
+
+    @property
+    def delta(self) -> Delta:
+        """The same with a payload to read."""
+        return Delta(DeltaKind.TEXT, orjson.loads(self.payload), self.text)

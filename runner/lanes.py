@@ -81,8 +81,7 @@ class Lane:
         self._pace = Pace(clock)
         self._paced_until = 0.0
         self._no_refunds_until_s = -math.inf
-        self._first_s = math.inf
-        """When the first attempt was admitted."""
+        self._first_s = math.inf  # when the first attempt was admitted
         self.limited_s = 0.0
         """How long heads of this lane have waited for limits and cool-downs."""
         self._episode_s = -math.inf

@@ -60,6 +60,10 @@ CONNECT_TIMEOUT_S: Final = 15.0
 SOCKET_BLOCK_BYTES: Final = 64 * KIB
 """What a transport reads ahead of an attempt that waits, about twice this: at 256 KiB 32 streams held 13 MB more, for
 nothing: 64 KiB hold a thousand chunks."""
+GATHER_S: Final = 0.1
+"""Blocks of a steady stream are taken together when the first of them is so old…"""
+GATHER_BYTES: Final = 16 * KIB
+"""…or when they are so large."""
 KEEPALIVE_S: Final = 60.0
 """Idle connections are kept this long: a paced run must not re-handshake TLS for every request (the SDK keeps 5 s)."""
 DRAIN_TIMEOUT_S: Final = 0.25
@@ -91,7 +95,7 @@ a server that allows one second's worth never sees us above it."""
 
 # ── Output ───────────────────────────────────────────────────────────────────────────────────────────────────────
 DELTA_FLUSH_S: Final = 0.1
-"""Deltas reach the file at most this long after they arrived."""
+"""Deltas reach the file at most this long after they went on."""
 MAX_PENDING_OUTPUT_BYTES: Final = 4 * MIB
 """When this much waits for the disk, attempts stop reading their sockets."""
 MAX_RECORD_GROUP: Final = 512

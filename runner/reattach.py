@@ -16,6 +16,7 @@ Accepted: a response is lost, and paid for again, when the process is killed bef
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final
@@ -25,7 +26,7 @@ import anyio
 from runner import accumulate
 from runner.attempt import Attempted, Continuation
 from runner.background import Known, Stored, Text, Verdict, id_of, verdict_on
-from runner.deltas import Delta, DeltaKind
+from runner.deltas import Arrived, Delta, DeltaKind
 from runner.earlier import EarlierDeltas, marks
 from runner.faults import Fault, FaultKind
 from runner.jobs import Job
@@ -81,8 +82,8 @@ class BackgroundRun(JobRun):
         if stored.finish not in (None, "completed"):
             self._known = None  # it ended, and its record, if it had one, was put aside: it isn't wanted
             return
-        self._seq, self._text, self._text_attempt = stored.seq, stored.text, attempt
-        self._head, self._marked = self._head_of(attempt), True
+        self._text, self._text_attempt, self._marked = stored.text, attempt, True
+        self._lines.begin(attempt, stored.seq)
         self._begun_s = time.monotonic() - stored.text.t_s
         known.in_one_piece = stored.finish is not None
         known.answer = stored.answer
@@ -242,11 +243,15 @@ class BackgroundRun(JobRun):
         endpoint = self._ticket.endpoint.name
         if self._known is None or self._known.id != name:
             self._known = Known(name, endpoint)
-        head, self._marked = self._head, True
-        self._head = head.removesuffix(b'"seq":') + marks(self._job, endpoint) + b'"seq":'
-        super().delta(delta, t_s)
-        self._head = head
+        self._marked = True
+        with self._lines.marked(marks(self._job, endpoint)):
+            super().delta(delta, t_s)
         self._bench.journal.hurry()
+
+    def texts(self, arrived: Sequence[Arrived]) -> None:
+        """See `JobRun`."""
+        for text in arrived:
+            self.delta(text.delta, text.after_ns / 1e9)
 
     def _record(self, outcome: Outcome) -> dict[str, Any]:
         record = super()._record(outcome)

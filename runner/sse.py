@@ -49,7 +49,7 @@ class LineTooLong(Exception):
 class Decoder:
     """The state between two blocks: half a line, and the fields of an event that is not closed yet."""
 
-    __slots__ = ("_after_cr", "_blocks", "_blocks_size", "_data", "_head", "_idle", "_limit", "_line", "_name")
+    __slots__ = ("_after_cr", "_blocks", "_blocks_size", "_data", "_head", "_limit", "_line", "_name", "is_idle")
 
     def __init__(self, limit: int = MAX_SSE_LINE_BYTES) -> None:
         self._limit = limit
@@ -60,7 +60,8 @@ class Decoder:
         self._after_cr = False  # the last byte was a CR: an LF next belongs to it
         self._name = ""
         self._data: bytes | bytearray | None = None  # bytes while there is one line of it, so that it isn't copied
-        self._idle = True  # nothing is held: the next byte begins a line, and an event
+        self.is_idle = True
+        """Nothing is held: the next byte begins a line, and an event."""
 
     @property
     def pending(self) -> bool:
@@ -70,7 +71,7 @@ class Decoder:
     @property
     def held(self) -> int:
         """Bytes of what has no end yet."""
-        if self._idle:
+        if self.is_idle:
             return 0
         return self._blocks_size + len(self._line) + len(self._name) + len(self._data or b"")
 
@@ -81,7 +82,7 @@ class Decoder:
         are lost with it; a line that grows block by block meets no such company.
         """
         if (
-            self._idle
+            self.is_idle
             and data.startswith(b"data: ")
             and data.endswith(b"\n\n")
             and b"\r" not in data
@@ -97,7 +98,7 @@ class Decoder:
                 return [_new(Event, ("", part)) for part in parts]
         events = self._feed(data)
         held = self._head or self._after_cr or self._line or self._blocks or self._name or self._data is not None
-        self._idle = not held
+        self.is_idle = not held
         return events
 
     def _feed(self, data: bytes) -> list[Event]:

@@ -35,14 +35,15 @@ BODY: Final = "runner.body"
 """Key of `Body` in a response's extensions."""
 
 
-Take = Callable[[bytes, int], bool]
-"""Takes a block of a body and the time of its arrival (monotonic, ns); True when it has had enough for now."""
+Take = Callable[[list[tuple[bytes, int]]], bool]
+"""Takes blocks of a body, each with the time of its arrival (monotonic, ns); True when it has had enough for now. The
+list is its own."""
 
 
 class ResponseBody(httpx2.AsyncByteStream, ABC):
     """The body of one response, read as it arrives: what every transport puts into `extensions[BODY]`."""
 
-    __slots__ = ("arrived_ns", "headers_ns", "sent_ns")
+    __slots__ = ("arrived_ns", "gathers", "headers_ns", "sent_ns")
 
     def __init__(self, sent_ns: int) -> None:
         self.sent_ns = sent_ns
@@ -51,6 +52,8 @@ class ResponseBody(httpx2.AsyncByteStream, ABC):
         """Monotonic, when the last of the headers arrived."""
         self.arrived_ns = 0
         """Monotonic, when the first byte of what the last read returned arrived."""
+        self.gathers = False
+        """Whether `pour` may let blocks gather for GATHER_S; whoever takes them says so."""
 
     @abstractmethod
     async def read(self) -> bytes:
@@ -75,9 +78,12 @@ class ResponseBody(httpx2.AsyncByteStream, ABC):
             Exception: whatever `take` raised.
         """
         while block := await self.read():
-            if take(block, self.arrived_ns):
+            if take([(block, self.arrived_ns)]):
                 return True
         return False
+
+    def catch_up(self) -> None:
+        """Hands over at once what is gathered."""
 
     async def read_some(self, size: int, seconds: float) -> bytes:
         """What comes of the body within so many bytes and seconds; where it breaks off is no error."""

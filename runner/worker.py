@@ -12,13 +12,12 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import httpx2
-import orjson
 
 from runner import ratelimits, records, tokens
 from runner.admission import Admission
@@ -27,7 +26,8 @@ from runner.background import is_background
 from runner.client import Client
 from runner.costs import cost_of
 from runner.deadlines import Deadlines
-from runner.deltas import Delta
+from runner.delta_lines import DeltaLines
+from runner.deltas import Arrived, Delta
 from runner.earlier import EarlierDeltas
 from runner.endpoints import Endpoint
 from runner.errors import OutputError
@@ -136,11 +136,8 @@ class JobRun:
         self._read_at = time.monotonic()
         self._last: Attempted | None = None
         self._elsewhere = False  # the last attempt failed in a way that rules out its endpoint alone
-        self._seq = 0
         self._uncounted = 0  # chunks with content that admission hasn't been told of
-        self._keeps_deltas = settings.deltas
-        self._id_json = orjson.dumps(job.id)
-        self._head = self._head_of(0)
+        self._lines = DeltaLines(bench.journal, job.id, keeps=settings.deltas)
         self._text_attempt = 0
         """The attempt under which its text stands in deltas.jsonl."""
 
@@ -318,46 +315,43 @@ class JobRun:
 
     def _void_if_repeated(self) -> None:
         """Says in deltas.jsonl that what stands there of this job's text is void."""
-        self._seq = 0
         history = self._history
         before, self._text_attempt = self._text_attempt, history.attempts
-        self._head = self._head_of(history.attempts)
-        if history.retries:
-            self._write_void(before, history.retries[-1].reason)
-        elif self._bench.resumed:
-            # An interrupted run may have left half an answer under the same attempt number.
-            self._write_void(0, "resumed")
-
-    def _head_of(self, attempt: int) -> bytes:
-        return b'{"custom_id":%b,"attempt":%d,"seq":' % (self._id_json, attempt)
-
-    def _write_void(self, attempt: int, reason: str) -> None:
-        void = {"custom_id": self._job.id, "attempt": attempt, "event": "void", "reason": reason}
-        self._bench.journal.delta(orjson.dumps(void) + b"\n")
+        self._lines.begin(history.attempts)
+        reason = history.retries[-1].reason if history.retries else "resumed"
+        # An interrupted run may have left half an answer under the same attempt number.
+        if not history.retries and not self._bench.resumed:
+            return
+        self._lines.void(before if history.retries else 0, reason)
         if self._bench.echo is not None:
             self._bench.echo.void(self._job.id, reason)
 
     def delta(self, delta: Delta, t_s: float) -> None:
         """One line of deltas.jsonl; part of the attempt's sink."""
-        bench, ticket = self._bench, self._ticket
-        assert ticket is not None
-        if self._keeps_deltas:
-            # By hand: the head is encoded once an attempt, and a dict a chunk would cost as much again.
-            seconds, micros = divmod(round(t_s * 1e6), 1_000_000)  # %.6f takes longer than all the rest
-            payload = orjson.dumps(delta.payload)
-            line = b'%b%d,"t":%d.%06d,"delta":%b}\n' % (self._head, self._seq, seconds, micros, payload)
-            bench.journal.delta(line)
-        self._seq += 1
+        self._lines.add(delta, t_s)
         if delta.kind.is_content:
-            bench.metrics.chunks += 1
-            self._uncounted += 1
-            if self._uncounted == CHUNKS_AT_ONCE or not ticket.accepted:
-                self._count_chunks(ticket)
+            self._count(1)
             if self._primes:
                 self._answer_begins()
         # Of several choices the first is echoed: side by side their words would make no sense.
-        if bench.echo is not None and delta.text and not delta.payload.get("index"):
-            bench.echo.text(self._job.id, delta.text)
+        if self._bench.echo is not None and delta.text and not delta.payload.get("index"):
+            self._bench.echo.text(self._job.id, delta.text)
+
+    def texts(self, arrived: Sequence[Arrived]) -> None:
+        """Lines of deltas.jsonl; part of the attempt's sink."""
+        self._lines.add_texts(arrived)
+        self._count(len(arrived))
+        if self._bench.echo is not None and not arrived[0].delta.payload.get("index"):
+            self._bench.echo.text(self._job.id, "".join([text.text for text in arrived]))
+
+    def _count(self, chunks: int) -> None:
+        """Counts chunks with content."""
+        ticket = self._ticket
+        assert ticket is not None
+        self._bench.metrics.chunks += chunks
+        self._uncounted += chunks
+        if self._uncounted >= CHUNKS_AT_ONCE or not ticket.accepted:
+            self._count_chunks(ticket)
 
     def _count_chunks(self, ticket: Ticket) -> None:
         self._bench.admission.received(ticket, self._uncounted)
@@ -367,6 +361,11 @@ class JobRun:
         assert self._bench.primers is not None
         assert self._cache_key is not None
         self._bench.primers.begun(self._cache_key)
+
+    @property
+    def is_live(self) -> bool:
+        """Whether somebody looks on; part of the attempt's sink."""
+        return self._bench.echo is not None
 
     @property
     def has_room(self) -> bool:

@@ -106,8 +106,13 @@ class ListSink:
 
     deltas: list[Delta] = field(default_factory=list)
 
+    is_live = False
+
     def delta(self, delta, t_s):
         self.deltas.append(delta)
+
+    def texts(self, arrived):
+        self.deltas += [text.delta for text in arrived]
 
     @property
     def has_room(self):

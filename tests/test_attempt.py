@@ -142,7 +142,7 @@ async def test_garbage_in_the_stream_is_a_named_fault(garbage):
 
 
 async def test_a_line_without_end_stops_at_the_bound(monkeypatch):
-    monkeypatch.setattr("runner.attempt.MAX_STREAM_BYTES", 10_000)
+    monkeypatch.setattr("runner.streaming.MAX_STREAM_BYTES", 10_000)
     assert fault(await attempt([b"data: " + b"x" * 1000] * 100)) is FaultKind.TOO_LARGE
 
 

@@ -318,7 +318,7 @@ def test_a_job_that_waits_out_a_backoff_is_given_up_at_once_by_a_stop(world):
 def test_a_fault_that_every_job_would_meet_stops_the_run(world, kind, monkeypatch):
     world.concurrency = 1
     world.server.scripts["b"] = [[sse({"error": {"message": "x", "code": "x"}})]]
-    monkeypatch.setattr("runner.attempt.faults.from_in_stream", lambda error: Fault(kind, "x"))
+    monkeypatch.setattr("runner.streaming.faults.from_in_stream", lambda error: Fault(kind, "x"))
     world.jobs("a", "b", "c").run()
     assert world.records.keys() == {"a"}
     assert world.drain.reason is not None
@@ -436,7 +436,7 @@ def test_a_record_that_cannot_be_written_is_that_jobs_failure_alone(world, monke
     for _ in range(300):
         deep = [deep]
     fault = Fault(FaultKind.BAD_REQUEST, "x", status=400, body=deep)
-    monkeypatch.setattr("runner.attempt.faults.from_in_stream", lambda error: fault)
+    monkeypatch.setattr("runner.streaming.faults.from_in_stream", lambda error: fault)
     world.server.scripts["b"] = [[sse({"error": {"message": "x", "code": "x"}})]]
     world.jobs("a", "b", "c").run()
     assert world.records["b"]["error"]["code"] == "internal"

@@ -26,7 +26,7 @@ class PouringBody(ScriptedBody):
 
     async def pour(self, take):
         while block := await self.read():
-            if take(block, time.monotonic_ns()):
+            if take([(block, time.monotonic_ns())]):
                 return True
         return False
 
@@ -128,11 +128,11 @@ def test_a_fault_while_a_block_is_taken_is_the_attempts_own():
 
 def test_a_body_that_can_only_be_read_is_poured_by_a_loop():
     async def main():
-        taken = []
+        taken: list[bytes] = []
 
-        def take(block, now_ns):
-            taken.append(block)
-            return block == b"b"
+        def take(blocks):
+            taken.extend(block for block, _ in blocks)
+            return taken[-1] == b"b"
 
         body = ScriptedBody([b"a", b"b", b"c"])
         assert await body.pour(take) is True

@@ -42,7 +42,7 @@ Delta can be written by orjson, whatever was fed. What counts as a fault:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 from runner.accumulate.chat import ChatAccumulator
@@ -54,11 +54,28 @@ from runner.deltas import Delta
 from runner.jobs import Api
 from runner.outcome import Usage
 
-__all__ = ["Accumulator", "Answer", "MalformedChunk", "StreamError", "for_stream", "parse_body"]
+__all__ = ["Accumulator", "Answer", "MalformedChunk", "StreamError", "Template", "for_stream", "parse_body"]
+
+
+class Template(Protocol):
+    """What the events of a stream have in common that bring text and nothing else: nearly all of them."""
+
+    def text_of(self, event: bytes) -> tuple[bytes, str] | None:
+        """Of an event as it stands in the stream, less the blank line: its delta's payload as JSON, and its text.
+
+        None: it has to be decoded and fed.
+        """
 
 
 class Accumulator(Protocol):
     """The growing answer of one attempt."""
+
+    @property
+    def repeated(self) -> Template | None:
+        """What the next event may have in common with the last one that was fed, and with what came since."""
+
+    def take_texts(self, texts: Iterable[str]) -> None:
+        """Takes the texts that `repeated` read, in the place of their events."""
 
     def feed(self, name: str, data: bytes) -> Sequence[Delta]:
         """Takes one SSE event. Raises MalformedChunk or StreamError; what had arrived before stays in `body()`."""

@@ -3,13 +3,13 @@
 A chunk's own fields go into the body thus: `id`, `object`, `created` and `model` from the first chunk that has them
 (Azure's first is empty), everything else from the last chunk where it isn't null (usage, service_tier,
 system_fingerprint, x_groq, moderation, …). They are the same in nearly every chunk, so that one comparison does; and
-where nothing but the text is another than in the chunk before, nothing but the text is read (`repeated`).
+where nothing but the text is another than in the chunk before, nothing but the text need be read (`repeated`).
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 from runner.accumulate.held import NODE_BYTES, Held, weigh
@@ -90,7 +90,7 @@ class ChoicesAccumulator(ABC):
     object_name: ClassVar[str]
     make_choice: ClassVar[type[Choice]]
 
-    __slots__ = ("_asked", "_choices", "_done", "_held", "_last", "_raw", "_repeated", "_top", "_tries")
+    __slots__ = ("_asked", "_choices", "_done", "_held", "_last", "_raw", "_repeats", "_top", "_tries", "repeated")
 
     def __init__(self, choices: int = 1) -> None:
         self._asked = choices
@@ -100,23 +100,16 @@ class ChoicesAccumulator(ABC):
         self._last: dict[str, Any] = {}
         self._raw = False  # some strings may hold lone surrogates
         self._done = False
-        self._repeated: tuple[Repeated, Choice] | None = None
-        """What this chunk may have in common with the last one."""
+        self.repeated: Repeated | None = None
+        """See `Accumulator`."""
+        self._repeats: Choice | None = None
         self._tries = TRIES + 1  # the first text may be the only one
 
     def feed(self, name: str, data: bytes) -> Sequence[Delta]:
         """See `Accumulator`."""
-        if self._repeated is not None and not name:
-            repeated, choice = self._repeated
-            delta = repeated.delta_of(data)
-            if delta is not None:
-                self._tries = TRIES
-                choice.take_text(delta[2])
-                return (delta,)
-        return () if self._done else self._parse(name, data)
-
-    def _parse(self, name: str, data: bytes) -> Sequence[Delta]:
-        self._repeated = None
+        if self._done:
+            return ()
+        self.repeated = None
         top = parse(name, data)
         if top is None:
             self._done = data.startswith(DONE)
@@ -136,13 +129,18 @@ class ChoicesAccumulator(ABC):
             self._look_for_common(data, deltas[0])
         return deltas
 
+    def take_texts(self, texts: Iterable[str]) -> None:
+        """See `Accumulator`."""
+        assert self._repeats is not None
+        self._tries = TRIES
+        self._repeats.take_text("".join(texts))
+
     def _look_for_common(self, data: bytes, delta: Delta) -> None:
         self._tries -= 1
         if self._tries == TRIES:
             return
         choice = self._choices[delta.payload["index"]]
-        repeated = repeated_of(data, delta, choice.place)
-        self._repeated = repeated and (repeated, choice)
+        self.repeated, self._repeats = repeated_of(data, delta, choice.place), choice
 
     def _take_top(self, top: dict[str, Any]) -> None:
         if top.get("error") is not None or top.get("object") == "error":

@@ -12,7 +12,7 @@ as ever, and after TRIES in vain no chunk of that stream is looked at.
 from __future__ import annotations
 
 import json
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import orjson
 
@@ -21,35 +21,42 @@ from runner.deltas import Delta, DeltaKind
 TRIES: Final = 8
 """Chunks in a row that are looked at for a template in vain."""
 
-_new = tuple.__new__  # a NamedTuple's own constructor is a Python function
 _loads = orjson.loads
 _OTHER: Final = "\N{NULL}"
 
 
-class Repeated(NamedTuple):
+class Repeated:
     """What the chunks of a stream have in common."""
 
-    before: bytes
-    behind: bytes
-    payload: dict[str, Any]
-    """Of their deltas."""
-    key: str
-    """Of their text, in it."""
+    __slots__ = ("_before", "_behind", "_payload_before", "_payload_behind")
 
-    def delta_of(self, data: bytes) -> Delta | None:
-        """The delta of a chunk that has this in common with the last one, or None: it has to be parsed."""
-        before, behind, payload, key = self  # a NamedTuple's names are slow
-        if not (data.startswith(before) and data.endswith(behind)):
+    def __init__(self, before: bytes, behind: bytes, payload: dict[str, Any], key: str) -> None:
+        self._before = b"data: " + before
+        self._behind = behind
+        self._payload_before, self._payload_behind = _halves(payload, key)
+
+    def text_of(self, event: bytes) -> tuple[bytes, str] | None:
+        """See `Template`. None, too, of a chunk without text."""
+        before, behind = self._before, self._behind
+        if not (event.startswith(before) and event.endswith(behind)):
             return None
+        written = event[len(before) : len(event) - len(behind)]
         try:
-            text = _loads(data[len(before) : len(data) - len(behind)])
+            text = _loads(written)
         except orjson.JSONDecodeError:
             return None
-        if type(text) is not str:
+        if not text or type(text) is not str:
             return None
-        payload = payload.copy()
-        payload[key] = text
-        return _new(Delta, (DeltaKind.TEXT if text else DeltaKind.EMPTY, payload, text))
+        return self._payload_before + written + self._payload_behind, text
+
+
+def _halves(payload: dict[str, Any], key: str) -> tuple[bytes, bytes]:
+    """The JSON of a payload, before the text under a key and behind it."""
+    keys = list(payload)
+    at = keys.index(key)
+    first, last = ({name: payload[name] for name in part} for part in (keys[:at], keys[at + 1 :]))
+    before = orjson.dumps(first).removesuffix(b"}") + (b"," if first else b"") + orjson.dumps(key) + b":"
+    return before, (b"," if last else b"") + orjson.dumps(last).removeprefix(b"{")
 
 
 def repeated_of(data: bytes, delta: Delta, place: tuple[str, ...]) -> Repeated | None:
@@ -71,7 +78,7 @@ def repeated_of(data: bytes, delta: Delta, place: tuple[str, ...]) -> Repeated |
     container = entry.get(place[0]) if len(place) > 1 else entry
     if container is None or container.get(key) != _OTHER or not _tells_nothing(entry, place[0]):
         return None
-    return Repeated(*cut, delta.payload.copy(), key)
+    return Repeated(*cut, delta.payload, key)
 
 
 def _tells_nothing(fields: dict[str, Any], text: str) -> bool:

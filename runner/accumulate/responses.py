@@ -9,7 +9,7 @@ Source: https://platform.openai.com/docs/api-reference/responses-streaming, and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from runner.accumulate.held import Held, weigh
@@ -30,6 +30,8 @@ _OF_RESPONSE = _BEGINNINGS | _ENDS.keys() | _FAILURES
 class ResponsesAccumulator:
     """The growing `response`."""
 
+    repeated = None
+    """See `Accumulator`: every event has a number of its own."""
     __slots__ = ("_done", "_held", "_items", "_numbers", "_raw", "_response", "_terminal", "_weight")
 
     def __init__(self) -> None:
@@ -63,6 +65,10 @@ class ResponsesAccumulator:
             text = self._items.take(kind, event)
         delta = _delta(kind, event, text)
         return (Delta(delta.kind, clean(delta.payload), mend(delta.text)) if raw else delta,)
+
+    def take_texts(self, texts: Iterable[str]) -> None:
+        """See `Accumulator`."""
+        raise AssertionError("no text of these events is read alone")
 
     def _kind_of(self, event: dict[str, Any], name: str) -> str:
         kind = event.get("type") or name

@@ -1,7 +1,8 @@
 """What has arrived of one answer, and the one task that waits for it.
 
 The connection puts in blocks where they arrive; the reader takes all that is there, without a task switch, or waits; or
-it leaves a function that takes them where they arrive (`pour`), and no task is woken for a chunk.
+it leaves a function that takes them where they arrive (`pour`), and no task is woken for a chunk. Where that allows it
+(`gathers`), small blocks wait for each other: all that an answer consists of is then touched once for several tokens.
 A body outlives its connection's interest in it: when the last byte is in, the connection serves another request while
 the blocks are still being read.
 """
@@ -13,7 +14,10 @@ from typing import Protocol
 
 import httpx2
 
+from runner.limits import GATHER_BYTES, GATHER_S
 from runner.transport import ResponseBody, Take
+
+_DONE = b"data: [DONE]\n\n"
 
 
 class Source(Protocol):
@@ -33,9 +37,9 @@ class Body(ResponseBody):
         "_blocks",
         "_ended",
         "_error",
-        "_first_ns",
         "_source",
         "_take",
+        "_timer",
         "_waiter",
         "headers",
         "size",
@@ -45,12 +49,12 @@ class Body(ResponseBody):
     def __init__(self, source: Source, sent_ns: int) -> None:
         super().__init__(sent_ns)
         self._source = source
-        self._blocks: list[bytes] = []
+        self._blocks: list[tuple[bytes, int]] = []
         self._ended = False
         self._error: httpx2.TransportError | None = None
         self._take: Take | None = None
         self._waiter: asyncio.Future[bool] | None = None
-        self._first_ns = 0
+        self._timer: asyncio.TimerHandle | None = None
         self.status = 0
         """0 until the answer's headers are in."""
         self.headers: list[tuple[bytes, bytes]] = []
@@ -67,9 +71,7 @@ class Body(ResponseBody):
 
     def put(self, block: bytes, now_ns: int) -> None:
         """A piece of the body is in."""
-        if not self._blocks:
-            self._first_ns = now_ns
-        self._blocks.append(block)
+        self._blocks.append((block, now_ns))
         self.size += len(block)
 
     def end(self, error: httpx2.TransportError | None = None) -> None:
@@ -79,18 +81,36 @@ class Body(ResponseBody):
 
     def wake(self) -> None:
         """Lets the waiting task see what has come, or what it left behind."""
-        waiter = self._waiter
-        if waiter is None or waiter.done():
+        if self._waiter is None or self._waiter.done():
             return
-        take = self._take
-        if take is None:
-            waiter.set_result(False)
-            return
+        if self._take is None:
+            self._waiter.set_result(False)
+        elif not self.gathers or self._ended or not 0 < self.size < GATHER_BYTES or self._says_done:
+            self._give(self._take, self._waiter)
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(GATHER_S, self._due)
+
+    @property
+    def _says_done(self) -> bool:
+        """Whether the last block ends with what most streams end with, though the connection may have more to say."""
+        return self._blocks[-1][0].endswith(_DONE)
+
+    def _due(self) -> None:
+        self._timer = None
+        self.catch_up()
+
+    def catch_up(self) -> None:
+        """See `ResponseBody`."""
+        if self._blocks and self._take is not None and self._waiter is not None and not self._waiter.done():
+            self._give(self._take, self._waiter)
+
+    def _give(self, take: Take, waiter: asyncio.Future[bool]) -> None:
         try:
-            enough = bool(self._blocks) and take(self._taken(), self.arrived_ns)
+            enough = bool(self._blocks) and take(self._all())
         except Exception as error:  # the task's, not the connection's
             waiter.set_exception(error)
-            del waiter  # or the error, its traceback, this frame and the future would hold each other, and the answer
+            del waiter  # or the error, its traceback, this frame and the future would hold each other, and the answer;
+            # so may no frame above hold it
         else:
             if enough or self._ended:
                 waiter.set_result(enough)
@@ -140,7 +160,7 @@ class Body(ResponseBody):
             if not self._ended:
                 self._source.resume()
             if self._blocks:
-                if take(self._taken(), self.arrived_ns):
+                if take(self._all()):
                     return True
                 continue
             self._take = take
@@ -149,16 +169,21 @@ class Body(ResponseBody):
                     return True
             finally:
                 self._take = None
+                if self._timer is not None:
+                    self._timer.cancel()
+                    self._timer = None
         if self._error is not None:
             raise self._error
         return False
 
-    def _taken(self) -> bytes:
-        blocks = self._blocks
-        self.arrived_ns = self._first_ns
-        self._blocks = []
+    def _all(self) -> list[tuple[bytes, int]]:
+        blocks, self._blocks = self._blocks, []
+        self.arrived_ns = blocks[0][1]
         self.size = 0
-        return blocks[0] if len(blocks) == 1 else b"".join(blocks)
+        return blocks
+
+    def _taken(self) -> bytes:
+        return b"".join([block for block, _ in self._all()])
 
     @property
     def at_end(self) -> bool:

@@ -76,11 +76,13 @@ class Connection(asyncio.BufferedProtocol):
         "_owner",
         "_parser",
         "_paused",
+        "_pieces",
         "_poll",
         "_status",
         "_transport",
         "_unframed",
         "key",
+        "on_body",
     )
 
     def __init__(self, owner: Owner, key: object) -> None:
@@ -90,6 +92,9 @@ class Connection(asyncio.BufferedProtocol):
         self._buffer = owner.buffer
         self._transport: asyncio.Transport | None = None
         self._poll: select.poll | None = None
+        self._pieces: list[bytes] = []
+        self.on_body = self._pieces.append
+        """A callback of the parser: a piece of the body."""
         self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
         self._body: Body | None = None
         self._full = self._paused = self._cut = self._complete = self._lasting = False
@@ -193,8 +198,15 @@ class Connection(asyncio.BufferedProtocol):
         try:
             self._parser.feed_data(self._buffer[:nbytes])
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self._hand_on(body)
             self._misunderstood(body, error)
             return
+        pieces = self._pieces
+        if len(pieces) == 1:  # what nearly every read brings
+            self._unframed = 0
+            body.put(pieces.pop(), self._now_ns)
+        elif pieces:
+            self._hand_on(body)
         if self._complete:
             self._release(body)
         elif self._unframed > MAX_HEAD_BYTES:
@@ -204,6 +216,13 @@ class Connection(asyncio.BufferedProtocol):
             self._paused = True
             cast("asyncio.Transport", self._transport).pause_reading()
         body.wake()
+
+    def _hand_on(self, body: Body) -> None:
+        """Hands on the pieces of the body that one read brought."""
+        if self._pieces:
+            self._unframed = 0
+            body.put(b"".join(self._pieces), self._now_ns)
+            self._pieces.clear()
 
     def _misunderstood(self, body: Body, error: Exception) -> None:
         if self._complete:
@@ -265,12 +284,6 @@ class Connection(asyncio.BufferedProtocol):
             return
         self._status = status
         self._body.open(status, self._headers, self._now_ns)
-
-    def on_body(self, data: bytes) -> None:
-        """A piece of the body."""
-        assert self._body is not None
-        self._unframed = 0
-        self._body.put(data, self._now_ns)
 
     def on_message_complete(self) -> None:
         """The answer, or an interim one, is whole."""

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runner.accumulate import MalformedChunk, StreamError, for_stream
+from runner.deltas import Arrived
 from runner.jobs import Api
 
 WRITERS = (
@@ -79,6 +80,15 @@ def streams(draw):
     return blocks
 
 
+def take(answer, block, *, looks=True):
+    """Takes an event as a stream is taken: what repeats is not fed."""
+    found = answer.repeated.text_of(b"data: " + block) if looks and answer.repeated is not None else None
+    if found is None:
+        return answer.feed("", block)
+    answer.take_texts([found[1]])
+    return [Arrived(0, *found).delta]
+
+
 def fed(blocks, *, looks, api=Api.CHAT):
     answer: Any = for_stream(api)
     if not looks:
@@ -86,7 +96,7 @@ def fed(blocks, *, looks, api=Api.CHAT):
     said: list[Any] = []
     for block in blocks:
         try:
-            said.append([tuple(delta) for delta in answer.feed("", block)])
+            said.append([tuple(delta) for delta in take(answer, block, looks=looks)])
         except (MalformedChunk, StreamError) as error:
             said.append(repr(error))
             break
@@ -108,27 +118,25 @@ def test_a_legacy_completion_says_so_too(blocks):
 @pytest.mark.parametrize("write", WRITERS[:3])
 def test_a_plain_stream_is_not_parsed_again(write, monkeypatch):
     answer: Any = for_stream(Api.CHAT)
-    parsed = []
-    parse = type(answer)._parse
+    fed = []
+    feed = answer.feed
 
     def counted(self, name, data):
-        parsed.append(data)
-        return parse(self, name, data)
+        fed.append(data)
+        return feed(name, data)
 
-    monkeypatch.setattr(type(answer), "_parse", counted)
+    monkeypatch.setattr(type(answer), "feed", counted)
     for number in range(100):
         choice = {"index": 0, "delta": {"content": f" wörd {number}"}, "finish_reason": None}
-        answer.feed("", write({"id": "c", "choices": [choice]}))
-    assert len(parsed) == 2, "the first text, and the one that shows what is common"
+        take(answer, write({"id": "c", "choices": [choice]}))
+    assert len(fed) == 2, "the first text, and the one that shows what is common"
     assert answer.body()["choices"][0]["message"]["content"] == "".join(f" wörd {number}" for number in range(100))
 
 
 def test_the_text_is_that_which_is_read_and_none_that_looks_like_it():
     answer = for_stream(Api.CHAT)
     chunk = b'{"content":"x","choices":[{"delta":{"\\u0063ontent":"x"}}]}'
-    texts = [
-        delta.text for data in [chunk] * 3 + [chunk.replace(b':"x",', b':"y",')] for delta in answer.feed("", data)
-    ]
+    texts = [delta.text for data in [chunk] * 3 + [chunk.replace(b':"x",', b':"y",')] for delta in take(answer, data)]
     assert texts == ["x"] * 4
 
 
@@ -137,5 +145,5 @@ def test_a_stream_without_a_template_is_soon_left_alone(monkeypatch):
     monkeypatch.setattr("runner.accumulate.choices.repeated_of", lambda *args: looked.append(args))
     answer = for_stream(Api.CHAT)
     for number in range(100):
-        answer.feed("", orjson.dumps({"id": f"c{number}", "choices": [{"delta": {"content": "x"}}]}))
+        take(answer, orjson.dumps({"id": f"c{number}", "choices": [{"delta": {"content": "x"}}]}))
     assert len(looked) == 8
