@@ -142,6 +142,8 @@ class Entries:
 
 def weigh(value: Any) -> int:
     """The bytes that a JSON value takes as objects. Linear in its values: for what comes seldom."""
+    if not isinstance(value, dict | list):
+        return getsizeof(value) + 8
     total = 0
     level = [value]
     while level:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+from functools import cached_property
 from typing import Final, NamedTuple
 
 import httpx2
@@ -34,11 +35,16 @@ class _Addresses(NamedTuple):
 class Dialer:
     """Opens connections, directly or through a proxy."""
 
-    def __init__(self, context: ssl.SSLContext, proxy: Proxy | None) -> None:
-        self._context = context
+    def __init__(self, proxy: Proxy | None, *, trust_env: bool) -> None:
+        self._trust_env = trust_env
         self._proxy = proxy
         self._addresses: dict[tuple[str, int], _Addresses] = {}
         self._lookups: dict[tuple[str, int], asyncio.Lock] = {}
+
+    @cached_property
+    def _context(self) -> ssl.SSLContext:
+        """Made when TLS is first needed: to read the authorities' certificates takes 50 to 100 ms."""
+        return httpx2.create_ssl_context(trust_env=self._trust_env)
 
     async def dial(self, origin: Origin, owner: Owner) -> Connection:
         """Opens a connection; `owner` is told of it and of its end.

@@ -21,7 +21,7 @@ class Transport(httpx2.AsyncBaseTransport):
 
     def __init__(self, *, trust_env: bool = True, proxy: str | None = None) -> None:
         self._proxy = None if proxy is None else Proxy.of(proxy)
-        self._dialer = Dialer(httpx2.create_ssl_context(trust_env=trust_env), self._proxy)
+        self._dialer = Dialer(self._proxy, trust_env=trust_env)
         self._pool = Pool()
 
     def template(self, request: httpx2.Request) -> Template:
