@@ -96,7 +96,7 @@ a server that allows one second's worth never sees us above it."""
 # ── Output ───────────────────────────────────────────────────────────────────────────────────────────────────────
 DELTA_FLUSH_S: Final = 0.1
 """Deltas reach the file at most this long after they went on."""
-MAX_PENDING_OUTPUT_BYTES: Final = 4 * MIB
+MAX_PENDING_OUTPUT_BYTES: Final = 2 * MIB
 """When this much waits for the disk, attempts stop reading their sockets."""
 MAX_RECORD_GROUP: Final = 512
 """Records in one fsync."""

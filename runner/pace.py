@@ -68,6 +68,8 @@ IGNORE_S: Final = 60.0
 """How long the rate is given free then."""
 IN_VAIN: Final = 0.25
 """…unless so large a part of what is sent then is refused…"""
+REMEMBERED: Final = 400
+"""…of about so many lately…"""
 IN_VAIN_COUNT: Final = 10
 """…of so many refusals at least…"""
 WORSE: Final = 2.0
@@ -124,6 +126,8 @@ class Pace:
         """A request was accepted."""
         self._freed[0] += 1
         self._tried[0] += 1
+        if self._freed[0] > REMEMBERED:  # what is refused lately must count
+            self._freed = [count // 2 for count in self._freed]
         self._recent.append(True)
         self._in_a_row = 0
         now = self._clock()
@@ -135,6 +139,8 @@ class Pace:
 
     def refused(self) -> None:
         """A request was refused, whether or not an episode begins with it."""
+        if -math.inf < self._ignore_until_s <= self._clock() and not self._free_in_vain:
+            self._ignore_until_s = self._clock() + IGNORE_S  # it went well at any rate, and will go on
         self._freed[1] += 1
         self._tried[1] += 1
         self._recent.append(False)

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 STICKY_S: Final = 10.0
 """How long an attempt waits for the endpoint that has its prompt in the cache, before any other will do."""
 
+KEEPS_PLACE: Final = 2
+"""So many more attempts a job makes from its place in line."""
+
 
 @dataclass(slots=True, eq=False)
 class Waiter:
@@ -95,16 +98,17 @@ class Queues:
     def put(
         self, need: Need, lanes: tuple[Lane, ...], preferred: Lane | None, avoided: Lane | None, again: Ticket | None
     ) -> Waiter:
-        """An attempt comes: a job's first at the end of its queue, any other at the place of the one before, `again`.
+        """An attempt comes: a job's first at the end of its queue, the next at the place of the one before, `again`.
 
         So the probe that ends a pause is one that was refused before, where there is one: a server that refuses every
-        job once would otherwise refuse every probe.
+        job once would otherwise refuse every probe. After KEEPS_PLACE it's another job's turn to be the probe.
         """
         queue = self._queue(lanes, preferred)
         self._arrived += 1
         turn: asyncio.Future[Ticket] = asyncio.get_running_loop().create_future()
         limited = {lane: lane.limited_s for lane in lanes}
-        place, attempt = (again.place, again.attempt + 1) if again else (self._arrived, 0)
+        attempt = again.attempt + 1 if again else 0
+        place = again.place if again and attempt <= KEEPS_PLACE else self._arrived
         waiter = Waiter(need, self._clock(), place, attempt, queue, turn, avoided, limited)
         self._place(waiter)
         self.stir(queue)

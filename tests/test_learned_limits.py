@@ -368,14 +368,14 @@ def test_after_a_storm_the_allowance_is_used_again(told, headers):
 
 
 @pytest.mark.parametrize("told", [True, False])
-@pytest.mark.parametrize("share", [0.005, 0.02, 0.1])
+@pytest.mark.parametrize("share", [0.005, 0.1])
 def test_refusals_that_have_nothing_to_do_with_the_rate_do_not_strangle_the_run(told, share):
     server = StrictServer(1e7, headers=False)
     server.refuse_at_random(share)
-    Load(server, rpm=1e7 if told else None, workers=64, answer_s=0.1, retry_after_s=0.1).run(120)
+    Load(server, rpm=1e7 if told else None, workers=64, answer_s=0.1, retry_after_s=0.1).run(90)
     # Each refusal stops everybody for 0.1 s and a probe, about 0.25 s, and 1 / share requests lie between two.
     bearable = 1 / (0.25 + (1 / share) / (64 / 0.12)) / share
-    assert len([at for at in server.good if at > 60]) / 60 >= 0.4 * bearable
+    assert len([at for at in server.good if at > 60]) / 30 >= 0.4 * bearable
 
 
 def test_a_slow_model_does_not_hold_up_the_start():

@@ -173,7 +173,7 @@ def test_a_server_that_says_by_chance_that_it_is_overloaded_costs_its_share(kind
     for seed in (1, 2):
         run = refused_at_random(kind, chance, seed)
         assert run.took_s <= times * UNDISTURBED_S
-        assert run.failed <= (0 if kind == "529" or chance < 0.3 else 20)  # 0.3⁵ of 2,000 are 5
+        assert run.failed <= (0 if kind == "529" else 1)  # 0.1⁵ of 2,000 are 0.02; 529 has ten times the attempts
 
 
 @pytest.mark.parametrize(("chance", "mean", "worst"), [(0.005, 1.5, 2.0), (0.02, 2.0, 3.0), (0.1, 3.0, 4.0)])
