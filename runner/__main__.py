@@ -18,6 +18,8 @@ def _start() -> None:
             "or install it: pip install -c constraints.txt -e .\n"
         )
         sys.exit(2)
+    except KeyboardInterrupt:  # before anything began
+        sys.exit(130)
     main()
 
 

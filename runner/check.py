@@ -21,6 +21,7 @@ from runner.progress import duration
 from runner.reservation import BEFORE_ANY
 from runner.settings import ModelLimits, Settings, limits_of
 from runner.source import JobSource
+from runner.terminal import Outlet
 
 _SHOWN: Final = 20
 
@@ -156,7 +157,7 @@ async def check(paths: Sequence[str], settings: Settings) -> Check:
     return found
 
 
-def report(found: Check, settings: Settings, out: IO[str]) -> None:
+def report(found: Check, settings: Settings, out: IO[str] | Outlet) -> None:
     """Prints it for a person."""
     for reason in found.shown:
         out.write(f"{for_line(reason)}\n")

@@ -161,10 +161,11 @@ def check(jobs: tuple[str, ...], config: str | None, **flags: Any) -> int:
 
     from runner import check as checking
     from runner.settings import load
+    from runner.terminal import Outlet
 
     settings = load(flags=_given(flags), config=config)
     found = anyio.run(checking.check, jobs, settings)
-    checking.report(found, settings, sys.stdout)
+    checking.report(found, settings, Outlet(sys.stdout, waits=True))
     return 0 if found.ok else 1
 
 

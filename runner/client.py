@@ -6,6 +6,7 @@ the response unread, so that authorisation, headers and errors stay the SDK's an
 
 from __future__ import annotations
 
+import zlib
 from typing import Any, Final, NamedTuple, Protocol
 from urllib.parse import quote
 
@@ -41,7 +42,22 @@ async def _refusal(response: httpx2.Response, request: httpx2.Request) -> httpx2
     coded = (b"content-encoding", b"content-length", b"transfer-encoding")
     # As bytes: as text, a header that isn't ASCII could not be put into a Response again.
     headers = [(name, value) for name, value in response.headers.raw if name.lower() not in coded]
+    content = _decoded(content, response.headers.get("content-encoding", ""))
     return httpx2.Response(response.status_code, headers=headers, content=content, request=request)
+
+
+def _decoded(content: bytes, coding: str) -> bytes:
+    """As much of a compressed body as came and is readable: gateways compress refusals, whatever was asked for."""
+    if coding.strip().lower() not in ("gzip", "x-gzip", "deflate"):
+        return content
+    try:
+        return zlib.decompressobj(zlib.MAX_WBITS | _ANY_HEADER).decompress(content, MAX_ERROR_BODY_BYTES)
+    except zlib.error:
+        return content
+
+
+_ANY_HEADER: Final = 32
+"""zlib: whether it is gzip or deflate is seen from its first bytes."""
 
 
 class _Prepared(AsyncOpenAI):

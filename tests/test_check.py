@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import orjson
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from runner.check import check, report
 from runner.errors import InputError
 from runner.settings import ModelLimits, Price, Settings
+from tests.process import run, write_jobs
 
 
 async def checked(tmp_path, *lines, **settings):
@@ -89,3 +91,11 @@ async def test_what_several_endpoints_allow_adds_up(tmp_path):
     found, text = await checked(tmp_path, *lines, endpoints=endpoints[1:])
     assert (found.not_served, found.ok) == (1, False)
     assert "not served    1" in text
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_a_report_that_cannot_be_written_changes_no_verdict(tmp_path):
+    jobs = write_jobs(tmp_path / "jobs.jsonl", [{"prompt": "a"}])
+    with open("/dev/full", "wb") as full:
+        ended = run("check", jobs, cwd=tmp_path, stdout=full)
+    assert (ended.code, ended.stderr) == (0, "")

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import gzip
+import zlib
 from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx2
+import orjson
 import pytest
 from aiohttp import web
+from aiohttp.test_utils import TestServer
 from openai import APIConnectionError, AsyncAzureOpenAI, AsyncOpenAI, AuthenticationError, DefaultAsyncHttpxClient
 
 from runner.client import Client, PreparedOpenAI
+from runner.faults import FaultKind
 from runner.jobs import Api
 from runner.transport import Transport
 
@@ -205,6 +210,35 @@ async def test_the_status_of_a_bad_answer_counts_whatever_becomes_of_its_body(st
     server.close()
     fault = fault_of(raised.value)
     assert (fault.status, fault.retry_after_s) == (status, 7)
+
+
+@pytest.mark.parametrize(
+    ("coding", "compress"),
+    [("gzip", gzip.compress), ("X-GZIP", gzip.compress), ("deflate", zlib.compress), ("gzip", lambda body: body)],
+)
+async def test_a_refusal_that_was_compressed_unasked_says_what_it_says(coding, compress):
+    import openai
+
+    from runner.foreign import fault_of
+
+    said = orjson.dumps({"error": {"code": "insufficient_quota", "message": "no money: " + "x" * 200_000}})
+    if compress is gzip.compress:
+        said = said.replace(b"x" * 200_000, b"x")
+
+    async def refuse(request):
+        return web.Response(status=429, headers={"content-encoding": coding}, body=compress(said))
+
+    app = web.Application(client_max_size=2**20)
+    app.router.add_post("/{path:.*}", refuse)
+    server = TestServer(app)
+    await server.start_server()
+    async with prepared(str(server.make_url("/v1")), api_key="k") as client:
+        with pytest.raises(openai.APIStatusError) as raised:
+            await post(client)
+    await server.close()
+    fault = fault_of(raised.value)
+    assert "no money" in fault.message
+    assert compress is not gzip.compress or fault.kind is FaultKind.QUOTA
 
 
 @pytest.mark.parametrize("api", list(Api))
