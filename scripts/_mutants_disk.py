@@ -189,7 +189,13 @@ MUTANTS = (
     ),
     Mutant(
         "void not written after a retry",
-        (Edit("runner/worker.py", "        if history.retries:\n", "        if False:\n"),),
+        (
+            Edit(
+                "runner/worker.py",
+                "if not history.retries and not self._bench.resumed:",
+                "if history.retries or not self._bench.resumed:",
+            ),
+        ),
         (
             "tests/test_run.py::test_a_mixed_file_with_faults_ends_with_one_right_record_each",
             "tests/test_pipeline.py::test_attempts_are_bounded_and_each_is_told",
@@ -197,7 +203,7 @@ MUTANTS = (
     ),
     Mutant(
         "void not written by a resumed run",
-        (Edit("runner/worker.py", "        elif self._bench.resumed:\n", "        elif False:\n"),),
+        (Edit("runner/worker.py", "if not history.retries and not self._bench.resumed:", "if not history.retries:"),),
         ("tests/test_pipeline.py::test_a_resumed_run_voids_what_an_interrupted_one_may_have_left",),
     ),
     Mutant(

@@ -184,12 +184,17 @@ MUTANTS = (
         "empty deltas push the idle deadline back",
         (
             Edit(
-                "runner/attempt.py",
+                "runner/streaming.py",
                 "        if not content:\n            return False\n",
                 "        if not content:\n            self._watch.progress()\n            return False\n",
             ),
         ),
         ("tests/test_attempt.py::test_empty_deltas_do_not_keep_a_stream_alive",),
+    ),
+    Mutant(
+        "what arrived before a deadline is looked at after it",
+        (Edit("runner/deadlines.py", "        self.catch_up()\n", ""),),
+        ("tests/native/test_gather.py::test_what_was_waiting_when_a_deadline_passed_had_come_before_it",),
     ),
     Mutant(
         "a standstill of this process is the server's silence",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 from typing import Any
 
@@ -137,13 +138,17 @@ def test_what_was_waiting_when_the_stream_ended_is_taken_first(end):
     assert ended_s == pytest.approx(1.245)
 
 
-def test_what_was_waiting_when_a_deadline_passed_had_come_before_it():
+def test_what_was_waiting_when_a_deadline_passed_had_come_before_it(monkeypatch):
+    monkeypatch.setattr("runner.native.body._DELAYS", itertools.repeat(GATHER_S))
     deadlines = Deadlines(first_token_s=5, idle_s=0.3)
-    attempted, sink, ended_s = attempt([*steady(TEXTS[:10]), (1.47, TEXTS[10]), (1.76, TEXTS[11])], deadlines=deadlines)
+    _, sink, ended_s = attempt(steady(TEXTS[:10]), deadlines=deadlines)
+    assert ended_s == pytest.approx(sink.at[-1][0] + 0.3)
+    late = [*steady(TEXTS[:10]), (ended_s - 0.01, TEXTS[10])]
+    attempted, sink, ended_s = attempt(late, deadlines=deadlines)
     assert isinstance(attempted.outcome, Failed)
     assert attempted.outcome.fault.kind is FaultKind.IDLE_TIMEOUT
-    assert len(sink.deltas) == 12
-    assert 1.76 + 0.3 <= ended_s <= 1.76 + 0.3 + GATHER_S
+    assert len(sink.deltas) == 11
+    assert late[-1][0] + 0.3 <= ended_s <= late[-1][0] + 0.3 + GATHER_S
 
 
 def test_a_connection_that_stays_open_behind_the_end_delays_nothing():
