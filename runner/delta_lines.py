@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Final
 
 import orjson
 
 from runner.deltas import Arrived, Delta
 from runner.journal import Journal
+
+_LINE: Final = b'%b%d,"t":%d.%06d,"delta":%b}\n'
+"""Head, number, seconds and their millionths (%.6f takes longer than all the rest), payload."""
 
 
 class DeltaLines:
@@ -43,8 +47,7 @@ class DeltaLines:
         if self._keeps:
             micros = round(t_s * 1e6)
             payload = orjson.dumps(delta.payload)
-            line = b'%b%d,"t":%d.%06d,"delta":%b}\n' % (self._head, self._seq, *divmod(micros, 1_000_000), payload)
-            self._journal.delta(line)
+            self._journal.delta(_LINE % (self._head, self._seq, *divmod(micros, 1_000_000), payload))
         self._seq += 1
 
     def add_texts(self, arrived: Sequence[Arrived]) -> None:
@@ -55,8 +58,7 @@ class DeltaLines:
         head = self._head
         lines = []
         for after_ns, payload, _ in arrived:
-            seconds, micros = divmod(after_ns // 1000, 1_000_000)  # %.6f takes longer than all the rest
-            lines.append(b'%b%d,"t":%d.%06d,"delta":%b}\n' % (head, seq, seconds, micros, payload))
+            lines.append(_LINE % (head, seq, *divmod(after_ns // 1000, 1_000_000), payload))
             seq += 1
         self._journal.delta(b"".join(lines))
 

@@ -119,6 +119,11 @@ class Fault:
         return TABLE[self.kind]
 
     @property
+    def is_shared(self) -> bool:
+        """Whether its wait is everybody's from the first on: an overload's is that attempt's, till it shows more."""
+        return self.row.throttle and self.kind is not FaultKind.OVERLOADED
+
+    @property
     def retry(self) -> bool:
         """Whether a further attempt may mend it."""
         if self.should_retry is not None and not self.row.stops_run:

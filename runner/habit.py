@@ -7,6 +7,7 @@ taken is as low as one that was refused. A server that has a limit, or is overlo
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 SURE: Final = 3
@@ -17,14 +18,14 @@ class Habit:
     """See the module. Attempts of a job count from 0."""
 
     def __init__(self) -> None:
-        self._taken_from: int | None = None
+        self._taken_from = math.inf
         self._refused_to = -1
         self._taken = self._refused = 0
 
     def took(self, attempt: int) -> None:
         """The server took a job's attempt of this number."""
         self._taken += 1
-        self._taken_from = attempt if self._taken_from is None else min(attempt, self._taken_from)
+        self._taken_from = min(attempt, self._taken_from)
 
     def refused(self, attempt: int) -> None:
         """It refused one."""
@@ -34,5 +35,4 @@ class Habit:
     @property
     def explains(self) -> bool:
         """Whether that is what all refusals were."""
-        sure = min(self._taken, self._refused) >= SURE
-        return sure and self._taken_from is not None and self._taken_from > self._refused_to
+        return min(self._taken, self._refused) >= SURE and self._taken_from > self._refused_to

@@ -13,7 +13,7 @@ from typing import Final, TypeVar
 
 from tenacity import AsyncRetrying, RetryCallState
 
-from runner.faults import Fault, FaultKind
+from runner.faults import Fault
 from runner.limits import THROTTLED_ATTEMPTS_FACTOR
 
 T = TypeVar("T")
@@ -104,8 +104,7 @@ class _Policy:
         cap_s = THROTTLED_CAP_S if fault.row.throttle else BACKOFF_CAP_S
         ceiling = min(BACKOFF_BASE_S * 2 ** min(failures - 1, 7), cap_s)
         # An endpoint whose limit is reached is left alone by admission for so long; others may take the job meanwhile.
-        shared = fault.row.throttle and fault.kind is not FaultKind.OVERLOADED
-        floor_s = 0.0 if shared else fault.retry_after_s or 0.0
+        floor_s = 0.0 if fault.is_shared else fault.retry_after_s or 0.0
         return floor_s + self._rng.uniform(0.0, ceiling)
 
 

@@ -281,9 +281,8 @@ class JobRun:
         bench = self._bench
         log.info("attempt failed", extra={"job": self._job.id, "fault": fault.kind.value, "status": fault.status})
         bench.metrics.attempt_failed(fault.kind.value)
-        if fault.row.throttle and fault.kind is not FaultKind.OVERLOADED:  # `concluded` has seen to that
-            ramp = fault.kind is FaultKind.SLOW_DOWN
-            bench.admission.throttled(ticket, fault.limits, fault.retry_after_s, ramp=ramp)
+        if fault.is_shared:  # an overload is for `concluded`
+            bench.admission.throttled(ticket, fault.limits, fault.retry_after_s, ramp=fault.kind is FaultKind.SLOW_DOWN)
         if (
             fault.kind is FaultKind.CAPACITY
             and bench.settings.flex_fallback
@@ -318,11 +317,13 @@ class JobRun:
         history = self._history
         before, self._text_attempt = self._text_attempt, history.attempts
         self._lines.begin(history.attempts)
-        reason = history.retries[-1].reason if history.retries else "resumed"
-        # An interrupted run may have left half an answer under the same attempt number.
-        if not history.retries and not self._bench.resumed:
+        if history.retries:
+            reason = history.retries[-1].reason
+        elif self._bench.resumed:
+            before, reason = 0, "resumed"  # an interrupted run may have left half an answer under the same number
+        else:
             return
-        self._lines.void(before if history.retries else 0, reason)
+        self._lines.void(before, reason)
         if self._bench.echo is not None:
             self._bench.echo.void(self._job.id, reason)
 

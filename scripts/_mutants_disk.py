@@ -192,8 +192,8 @@ MUTANTS = (
         (
             Edit(
                 "runner/worker.py",
-                "if not history.retries and not self._bench.resumed:",
-                "if history.retries or not self._bench.resumed:",
+                "        if history.retries:\n",
+                "        if False:\n",
             ),
         ),
         (
@@ -203,7 +203,7 @@ MUTANTS = (
     ),
     Mutant(
         "void not written by a resumed run",
-        (Edit("runner/worker.py", "if not history.retries and not self._bench.resumed:", "if not history.retries:"),),
+        (Edit("runner/worker.py", "        elif self._bench.resumed:\n", "        elif False:\n"),),
         ("tests/test_pipeline.py::test_a_resumed_run_voids_what_an_interrupted_one_may_have_left",),
     ),
     Mutant(

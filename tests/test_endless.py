@@ -12,8 +12,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractAsyncContextManager
 from typing import Any, NamedTuple
 
 import anyio
@@ -29,6 +29,7 @@ from runner.jobs import Api
 from runner.limits import SLICE_BYTES
 from runner.outcome import Completed, Failed
 from tests.process import RUNNER, TIMEOUT_S, environment, records, write_jobs
+from tests.raw_server import listening
 from tests.scripted import ListSink, ScriptedClient, chat_chunk, chat_job, sse
 
 STREAMS = 32
@@ -108,27 +109,19 @@ FLOODS = {
 SHORT = Flood(lambda: [END], code=None)
 
 
-@asynccontextmanager
-async def serving(flood: Flood) -> AsyncIterator[int]:
+def serving(flood: Flood) -> AbstractAsyncContextManager[int]:
     """A server that answers everything alike; yields its port."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            head = await reader.readuntil(b"\r\n\r\n")
-            (length,) = (line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
-            await reader.readexactly(int(length.partition(b":")[2]))
-            writer.write(b"HTTP/1.1 200 OK\r\nconnection: close\r\n%b\r\n\r\n" % flood.headers)
-            for block in flood.blocks():
-                writer.write(block)
-                await writer.drain()
-        except (ConnectionError, asyncio.IncompleteReadError):
-            pass
-        finally:
-            writer.close()
+        head = await reader.readuntil(b"\r\n\r\n")
+        (length,) = (line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
+        await reader.readexactly(int(length.partition(b":")[2]))
+        writer.write(b"HTTP/1.1 200 OK\r\nconnection: close\r\n%b\r\n\r\n" % flood.headers)
+        for block in flood.blocks():
+            writer.write(block)
+            await writer.drain()
 
-    server = await asyncio.start_server(answer, "127.0.0.1", 0)
-    async with server:
-        yield server.sockets[0].getsockname()[1]
+    return listening(answer)
 
 
 MEASURED = """

@@ -8,8 +8,7 @@ import logging
 import re
 import sys
 import traceback
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from urllib.parse import quote
 
 import orjson
@@ -23,6 +22,7 @@ from runner.limits import MAX_ERROR_TEXT_CHARS
 from runner.redact import _SHAPES, CUT, FOLDED, REPLACEMENT, RedactingFilter, Redactor, _keep_place, _Walk, shortened
 from runner.spellings import forms_of
 from tests.process import by_id, environment, run, write_jobs
+from tests.raw_server import listening
 
 KEY = 'canary+"key/ é 7f3'  # everything that an encoding changes
 KEYS = st.text(st.characters(codec="utf-8"), min_size=8, max_size=40)
@@ -181,25 +181,17 @@ def test_a_shortened_text_without_secrets_loses_a_few_letters_at_most(text, most
     assert REPLACEMENT in shown or cut.removesuffix("…").startswith(shown.removesuffix("…"))
 
 
-@asynccontextmanager
-async def refusing(key: str) -> AsyncIterator[int]:
+def refusing(key: str) -> AbstractAsyncContextManager[int]:
     """A server that names the key at the offset that a prompt asks for, in the way that its model asks for."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while head := await reader.readuntil(b"\r\n\r\n"):
-                (length,) = re.findall(rb"(?i)content-length: (\d+)", head)
-                asked = orjson.loads(await reader.readexactly(int(length)))
-                offset = int(asked["messages"][0]["content"])
-                writer.write(said(asked["model"], "~" * offset + key + "~" * 3_000))
-        except (ConnectionError, asyncio.IncompleteReadError):
-            pass
-        finally:
-            writer.close()
+        while head := await reader.readuntil(b"\r\n\r\n"):
+            (length,) = re.findall(rb"(?i)content-length: (\d+)", head)
+            asked = orjson.loads(await reader.readexactly(int(length)))
+            offset = int(asked["messages"][0]["content"])
+            writer.write(said(asked["model"], "~" * offset + key + "~" * 3_000))
 
-    server = await asyncio.start_server(answer, "127.0.0.1", 0)
-    async with server:
-        yield server.sockets[0].getsockname()[1]
+    return listening(answer)
 
 
 def said(way: str, text: str) -> bytes:

@@ -201,12 +201,7 @@ class Connection(asyncio.BufferedProtocol):
             self._hand_on(body)
             self._misunderstood(body, error)
             return
-        pieces = self._pieces
-        if len(pieces) == 1:  # what nearly every read brings
-            self._unframed = 0
-            body.put(pieces.pop(), self._now_ns)
-        elif pieces:
-            self._hand_on(body)
+        self._hand_on(body)
         if self._complete:
             self._release(body)
         elif self._unframed > MAX_HEAD_BYTES:
