@@ -1,6 +1,6 @@
 """Holds a load test against the server's own account of it: counts, rates, TTFT, ICL, arrivals.
 
-Usage: scripts/truth [--streams 200 | --rate 50] [--seconds 20] [--chunks 100] [--gap-ms 20] [--stall-at-s 0] …
+Usage: scripts/truth [--streams 200 | --rate 50] [--seconds 20] [--chunks 100] [--gap-ms 20] [--stall-at-s 9] …
 
 A server in a process of its own notes when every request came and when every chunk was written; `python -m runner load`
 runs against it. Printed beside each other: how many requests there were and the window's rates by both, the percentiles
@@ -45,6 +45,7 @@ def measured(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any
     """load.json's first level, the server's truth, and the requests' own records."""
     server = [sys.executable, str(SERVER), "--chunks", str(options.chunks), "--gap-ms", str(options.gap_ms)]
     server += ["--ttft-ms", str(options.ttft_ms), "--stall-at-s", str(options.stall_at_s)]
+    server += ["--stall-s", str(options.stall_s)]
     with (
         tempfile.TemporaryDirectory() as folder,
         subprocess.Popen(server, stdout=subprocess.PIPE, text=True) as process,
@@ -79,7 +80,8 @@ def main() -> None:
     parser.add_argument("--chunks", type=int, default=100)
     parser.add_argument("--gap-ms", type=float, default=20.0)
     parser.add_argument("--ttft-ms", type=float, default=200.0)
-    parser.add_argument("--stall-at-s", type=float, default=0.0)
+    parser.add_argument("--stall-at-s", type=float, default=0.0, help="the server stands still then; 0 is never")
+    parser.add_argument("--stall-s", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("more", nargs="*", help="options of `load`, behind --")
     options = parser.parse_args()

@@ -222,7 +222,20 @@ def test_after_ctrl_c_what_waits_for_limits_is_never_sent_and_is_no_request_in_f
     assert requests.waiting_at_end > 0
     assert requests.sent == requests.succeeded == len(by_id(out))
     assert requests.offered == requests.sent + requests.waiting_at_end
-    assert f"never sent at 6 concurrent (cut): {requests.waiting_at_end} waited" in ended.stdout
+    assert f"when the test was stopped: 6 concurrent (cut) {requests.waiting_at_end}" in " ".join(ended.stdout.split())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_while_it_measures_this_machine_it_ends_in_order(tmp_path, number):
+    args = (*MADE, "--simulate", "--concurrency", "1", "--requests", "2", "--out", "out", "--progress", "plain")
+    process = start("load", *args, cwd=tmp_path, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    until((tmp_path / "out" / "manifest.json").exists)
+    time.sleep(1.0)  # of some four seconds
+    process.send_signal(number)
+    ended = end(process)
+    assert ended.code == 128 + number, ended.stderr
+    assert f"stopped: {number.name}; the same command goes on" in ended.stderr
+    assert result(tmp_path / "out").levels == ()
 
 
 def test_the_records_of_an_interrupted_try_are_told_from_those_of_the_next(tmp_path):
@@ -242,13 +255,15 @@ def test_the_records_of_an_interrupted_try_are_told_from_those_of_the_next(tmp_p
     assert orjson.loads((out / "manifest.json").read_bytes())["resumes"] == 1
 
 
-def test_after_a_kill_the_test_goes_on_without_an_id_twice(tmp_path):
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.long)])
+def test_after_a_kill_the_test_goes_on_without_an_id_twice(tmp_path, workers):
     file, out = jobs(tmp_path), tmp_path / "out"
-    args = ("load", file, "--simulate", "--concurrency", "2", "--requests", "30", "--out", "out", *QUICK)
+    args = ["load", file, "--simulate", "--concurrency", "2", "--requests", "30", "--out", "out", *QUICK]
+    args += ["--workers", workers]
     process = start(*args, cwd=tmp_path)
-    until(lambda: lines(out) >= 4)
+    until(lambda: lines(out) + sum(lines(part) for part in out.glob("part-*")) >= 4)
     os.kill(process.pid, signal.SIGKILL)
-    end(process)
+    assert "Traceback" not in end(process).stderr  # of the other processes, whose parent is gone
     assert run(*args, cwd=tmp_path).code == 0
     (level,) = result(out).levels
     assert level.requests.succeeded == 30
@@ -261,6 +276,30 @@ def test_another_test_does_not_go_on_in_the_same_folder(tmp_path):
     refused = load(tmp_path, file, "--simulate", "--concurrency", "1", "--requests", "3", code=2)
     assert "--fresh" in refused.stderr
     load(tmp_path, file, "--simulate", "--concurrency", "1", "--requests", "3", "--fresh")
+
+
+PRICES = '[prices."synthetic-1"]\ninput = 10.0\noutput = 1000.0\n'
+
+
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.long)])
+def test_what_was_spent_before_an_interruption_counts_and_more_may_be_allowed_later(tmp_path, workers):
+    (tmp_path / "prices.toml").write_text(PRICES)
+    out = tmp_path / "out"
+    args = [*MADE, "--simulate", "--concurrency", "2", "--duration", "60s", "--config", "prices.toml"]
+    args += ["--workers", workers]
+    first = load(tmp_path, *args, "--max-cost", "0.02", code=4)
+    spent = sum(record["runner"]["cost"] for record in records(out))
+    assert spent >= 0.02
+    assert "spent (--max-cost 0.02); with that changed, the same command goes on" in first.stderr
+    (cut,) = result(out).levels
+    again = load(tmp_path, *args, "--max-cost", "0.02", code=4)
+    assert f"stopped: {spent:.4g} spent, {spent:.4g} of it by earlier starts" in again.stderr
+    assert sum(record["runner"]["cost"] for record in records(out)) == spent  # nothing was sent
+    assert result(out).levels == (cut,)  # and nothing lost of what was measured
+    more = load(tmp_path, *args, "--max-cost", "0.04", code=4)
+    assert f"{spent:.4g} of it by earlier starts (--max-cost 0.04)" in more.stderr
+    now = sum(record["runner"]["cost"] for record in records(out))
+    assert 0.04 <= now < spent + 0.04  # what was in flight comes on top
 
 
 # ── Ends ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -278,6 +317,17 @@ def test_a_port_where_nobody_listens_is_refused_before_anything_is_measured(tmp_
     assert "nobody answers at http://127.0.0.1:9/v1 (connection refused)" in ended.stderr
     assert ended.stderr.count("\n") == 1
     assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_fresh_leaves_what_is_there_where_nobody_listens(tmp_path):
+    def left():
+        return {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir() if path.name != ".lock"}
+
+    load(tmp_path, *MADE, "--simulate", "--concurrency", "1", "--requests", "2")
+    before = left()
+    args = (*MADE, "--model", "m", "--base-url", "http://127.0.0.1:9/v1", "--concurrency", "1", "--requests", "2")
+    load(tmp_path, *args, "--fresh", code=1)
+    assert left() == before
 
 
 class HangsUp(socketserver.BaseRequestHandler):
@@ -311,7 +361,7 @@ def test_a_level_without_any_answer_exits_with_1_and_says_that_its_streams_backe
     assert level.errors == {"connection_broken": 7}
     assert level.requests.failed == 7
     assert 0 < level.backed_off < 7
-    assert f"backed off at 1 concurrent: {level.backed_off} times" in ended.stdout
+    assert f"never offered: 1 concurrent {level.backed_off} times" in " ".join(ended.stdout.split())
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from pathlib import Path
 from typing import Any, Final
@@ -47,7 +48,7 @@ async def _child() -> None:
         workload = await read_workload(options, task["seed"], task["salt"])
         folder = Path(task["folder"])
         await anyio.to_thread.run_sync(recover, OsFiles(), folder)
-        engine = Engine(settings, targets, folder, redactor)
+        engine = Engine(settings, targets, folder, redactor, spent=task["spent"])
         async with engine.running():
             crew = Alone(engine, workload, options.objectives, Part(task["index"], task["of"]))
             _say({"ready": True})
@@ -86,8 +87,12 @@ def _reason(crew: Alone) -> list[Any] | None:
 
 
 def _say(message: dict[str, Any]) -> None:
-    sys.stdout.buffer.write(orjson.dumps(message) + b"\n")
-    sys.stdout.buffer.flush()
+    try:
+        sys.stdout.buffer.write(orjson.dumps(message) + b"\n")
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        # The parent was killed: standard input ends, too, and with it this process. What is left to flush goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -57,13 +57,15 @@ METRICS: Final = (
         "Time to first visible text: like TTFT, but reasoning does not count.",
         "",
         "time_to_first_output_token",
+        "time_to_first_output_token_ms",
     ),
     Metric(
         "icl",
         "ICL",
         "s",
         "Inter-chunk latency: every gap between two content chunks as they arrived, pooled over all requests. "
-        "A chunk may carry several tokens.",
+        "A chunk may carry several tokens. (vLLM also pools the gap behind an empty first chunk and that before the "
+        "closing one.)",
         "itl",
         "inter_chunk_latency",
         "",
@@ -81,16 +83,19 @@ METRICS: Final = (
         "ITL",
         "s",
         "Mean gap per output token: (last content − first content) ÷ (output tokens − 1), one value a request. "
-        "For comparison with other clients.",
+        "For comparison with other clients. (vLLM counts from an empty first chunk, where the server sends one, to the "
+        "closing one.)",
         "tpot",
         "inter_token_latency",
         "inter_token_latency_ms",
+        "time_per_output_token",
     ),
     Metric(
         "e2e",
         "E2E",
         "s",
-        "End to end: from sending to the last content.",
+        "End to end: from sending to the last content. (vLLM's ends with the closing chunk, GuideLLM's and "
+        "inference-perf's with the stream.)",
         "e2el",
         "request_latency",
         "request_latency",
@@ -101,6 +106,7 @@ METRICS: Final = (
         "E2E from schedule",
         "s",
         "The same from the time at which the request should have been sent. Open loops only.",
+        guidellm="request_scheduled_latency",
     ),
     Metric(
         "queue_wait",

@@ -81,7 +81,6 @@ def _facts(level: Level) -> Iterator[tuple[str, str]]:
         yield "Limiter wait", f"p50 {duration(waits.p50)}, p99 {duration(waits.p99)}, largest {duration(waits.max)}"
     failing = level.metrics_with_failures.get("ttft")
     if failing is not None and failing.n and level.requests.failed + level.throttled:
-        p99 = plain(failing.p99) if failing.p99 in (None, float("inf")) else duration(failing.p99)
-        yield "TTFT, failures as ∞", f"p50 {duration(failing.p50)}, p99 {p99}"
+        yield "TTFT, failures as ∞", f"p50 {duration(failing.p50)}, p99 {duration(failing.p99)}"
     for name, gauge in sorted((level.server_metrics or {}).items()):
         yield name, f"mean {plain(gauge.mean)}, largest {plain(gauge.max)}, last {plain(gauge.last)}"

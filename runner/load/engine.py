@@ -24,6 +24,7 @@ from runner.drain import Drain
 from runner.files import OsFiles
 from runner.jobs import Job
 from runner.limits import MAX_CONCURRENCY
+from runner.load.budget import Budget
 from runner.load.free import FreeAdmission
 from runner.load.ledger import Ledger
 from runner.load.pacer import Pacer
@@ -71,14 +72,16 @@ class _Open:
 
 
 class Engine:
-    """See the module. `redactor` knows the keys of the targets."""
+    """See the module. `redactor` knows the keys of the targets; `spent` is what earlier starts did."""
 
-    def __init__(self, settings: Settings, targets: Sequence[Target], folder: Path, redactor: Redactor) -> None:
+    def __init__(
+        self, settings: Settings, targets: Sequence[Target], folder: Path, redactor: Redactor, *, spent: float = 0.0
+    ) -> None:
         self._admission = _door(settings, targets)
         self._clients = clients_of(targets, settings)
         self._ledger = Ledger(OsFiles(), folder, deltas=settings.deltas)
         self._open: dict[str, _Open] = {}
-        self._max_cost = settings.max_cost
+        self._budget = Budget(settings.max_cost, spent)
         self.pacer = Pacer()
         self.metrics = RunMetrics(time.monotonic, total=None)
         self.drain = Drain(self._admission, settings.grace)
@@ -176,12 +179,10 @@ class Engine:
         record["runner"]["load"] = {**found.level, **moments(sample)}
 
     def _check_cost(self) -> None:
-        if self._max_cost is None:
-            return
-        if self.metrics.unpriced:
+        if self._budget.limit is not None and self.metrics.unpriced:
             self.drain.ask(4, "an answer's model has no price, so --max-cost can't be kept")
-        elif self.metrics.cost >= self._max_cost:
-            self.drain.ask(4, f"{self.metrics.cost:.2f} spent (--max-cost {self._max_cost:g})")
+        elif (overdrawn := self._budget.overdrawn(self.metrics.cost)) is not None:
+            self.drain.ask(4, overdrawn)
 
 
 def has_limits(settings: Settings) -> bool:

@@ -30,10 +30,12 @@ def ms(seconds: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """With the unit that suits it: `310 µs`, `41.2 ms`, `1.24 s`, `12 min`."""
+    """With the unit that suits it: `310 µs`, `41.2 ms`, `1.24 s`, `12 min`, `∞`."""
     if seconds is None:
         return NONE
     size = abs(seconds)
+    if math.isinf(size):
+        return plain(seconds)
     if size and size < 0.001:
         return f"{plain(1e6 * seconds)} µs"
     if size < 1:

@@ -53,12 +53,12 @@ def _levels_table(result: LoadResult) -> Iterator[Markup]:
     dropped = any(level.requests.dropped for level in result.levels)
     yield element("h2", None, "Levels")
     heads = [
-        *("Level", "Client", "Offered /s", "Sent /s", "OK", "Failed", "429"),
+        *("Level", "Client", "Offered /s", "Sent /s", "OK /s", "OK", "Failed", "429"),
         *(("Dropped",) if dropped else ()),
         *("Output tok/s", "Goodput"),
         *("TTFT ms p50", "TTFT p95", "TTFT p99"),
         *(("TTFT p99 from schedule",) if is_open else ()),
-        *("ICL ms p50", "ICL p99", "TPOT ms p50", "tok/s per user", "E2E s p50", "E2E p95", "E2E p99"),
+        *("ICL ms p50", "ICL p99", "TPOT ms p50", "tok/s per user", "E2E s p50", "E2E p99"),
         *(("E2E p99 from schedule",) if is_open else ()),
     ]
     rows = ((_row_class(level), _level_cells(level, is_open, dropped)) for level in result.levels)
@@ -66,8 +66,8 @@ def _levels_table(result: LoadResult) -> Iterator[Markup]:
     yield element(
         "p",
         {"class": "note"},
-        f"{NONE}: not measured, or more than the number of requests can support. Latencies are of successful requests, "
-        "in the window. A click on a heading sorts.",
+        f"{NONE}: not measured, or more than the number of requests can support. OK, failed and 429 are of the whole "
+        "level, rates of its window, latencies of the successful requests in it. A click on a heading sorts.",
     )
 
 
@@ -92,7 +92,7 @@ def _level_cells(level: Level, is_open: bool, dropped: bool) -> list[Cell]:
     return [
         Cell(_title(level), level.value),
         Cell(level.client.verdict, level.client.verdict, f"n {level.client.verdict}"),
-        *(Cell(plain(v), v) for v in (rates.offered_per_s, rates.achieved_per_s)),
+        *(Cell(plain(v), v) for v in (rates.offered_per_s, rates.achieved_per_s, rates.succeeded_per_s)),
         *(Cell(f"{v:,}", v) for v in (requests.succeeded, requests.failed, level.throttled)),
         *([Cell(f"{requests.dropped:,}", requests.dropped)] if dropped else []),
         Cell(plain(rates.output_tokens_per_s), rates.output_tokens_per_s),
@@ -101,7 +101,7 @@ def _level_cells(level: Level, is_open: bool, dropped: bool) -> list[Cell]:
         *([Cell(ms(late), late)] if is_open else []),
         *(Cell(ms(v), v) for v in (icl.p50, icl.p99, level.metric("tpot").p50)),
         Cell(plain(v := level.metric("output_tokens_per_s_per_user").p50), v),
-        *(Cell(plain(v), v) for v in (e2e.p50, e2e.p95, e2e.p99)),
+        *(Cell(plain(v), v) for v in (e2e.p50, e2e.p99)),
         *([Cell(plain(late_e2e), late_e2e)] if is_open else []),
     ]
 
@@ -179,6 +179,7 @@ def _search(result: LoadResult) -> Iterator[Markup]:
     if result.search is None:
         return
     yield element("h2", None, "Search for the highest load that keeps the SLO")
+    yield element("p", None, result.search.reason)
     rows = [
         (
             "bound" if tried.verdict == "client-bound" else None,

@@ -274,11 +274,18 @@ def _coarser(edges: list[Bin]) -> list[Bin]:
 
 
 def _steps(level: Level) -> list[tuple[Tick, float]]:
-    """Ticks with their lengths, merged into at most MAX_STEPS."""
+    """Ticks with their lengths, merged into at most MAX_STEPS; what is left at the end is no step of its own."""
+    if not level.timeline:
+        return []
     ticks = sorted(level.timeline, key=lambda tick: tick.t)
-    ends = [tick.t for tick in ticks[1:]] + [max(level.duration_s, ticks[-1].t + 1e-3)] if ticks else []
-    width = -(-len(ticks) // MAX_STEPS) or 1
-    return [_merged(ticks[i : i + width], ends[min(i + width, len(ends)) - 1]) for i in range(0, len(ticks), width)]
+    width = -(-len(ticks) // MAX_STEPS)
+    groups = [ticks[i : i + width] for i in range(0, len(ticks), width)]
+    end = max(level.duration_s, ticks[-1].t + 1e-3)
+    if len(groups) > 1 and end - groups[-1][0].t < (groups[-1][0].t - groups[-2][0].t) / 2:
+        # One answer in the last 10 ms would be a peak of 100 a second.
+        groups[-2:] = [groups[-2] + groups[-1]]
+    ends = [group[0].t for group in groups[1:]] + [end]
+    return [_merged(group, end) for group, end in zip(groups, ends, strict=True)]
 
 
 def _merged(ticks: list[Tick], end: float) -> tuple[Tick, float]:

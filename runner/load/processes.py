@@ -24,6 +24,7 @@ import orjson
 
 from runner.drain import Reason
 from runner.errors import RunnerError
+from runner.load.budget import Budget
 from runner.load.crew import Live, Measured
 from runner.load.level import LevelStatistics
 from runner.load.slo import Slo
@@ -50,7 +51,7 @@ class Processes:
         self._children: list[Process] = []
         self._lives: list[Live] = []
         self._stopped = False
-        self._max_cost: float | None = task["settings"]["max_cost"]
+        self._budget = Budget(task["settings"]["max_cost"], task["spent"])
         self.reason: Reason | None = None
 
     @asynccontextmanager
@@ -126,11 +127,10 @@ class Processes:
 
     def _watch(self, reason: list[Any] | None) -> None:
         """What stops one stops all, and the cost is everybody's."""
-        cost = self.live.cost
         if reason is not None:
             self.reason = self.reason or Reason(*reason)
-        elif self._max_cost is not None and cost >= self._max_cost:
-            self.reason = self.reason or Reason(4, f"{cost:.2f} spent (--max-cost {self._max_cost:g})")
+        elif (overdrawn := self._budget.overdrawn(self.live.cost)) is not None:
+            self.reason = self.reason or Reason(4, overdrawn)
         if self.reason is not None and not self._stopped:
             self.stop()
 

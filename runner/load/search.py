@@ -10,6 +10,8 @@ interrupted search goes on where it was:
 
 A value is kept if the goodput over all its repeats, as their mean, reaches the goal (0.99 of the requests offered).
 
+Below a value so low that no request was due within its level nothing is tried: there would be even less to judge by.
+
 A level that was bound by the client says nothing of the server: it is neither kept nor not kept. It caps the search
 (no higher value is tried) and where it stands above the best in place of a value that wasn't kept, the answer is
 "limited by the client". One repeat of a value that is not client-bound is enough to judge it by. A bound value below
@@ -100,6 +102,7 @@ class _Point(NamedTuple):
     value: float
     tries: int
     kept: bool | None  # None: bound by the client every time
+    empty: bool = False  # no request was ever due
 
 
 class _Bounds(NamedTuple):
@@ -121,6 +124,8 @@ def _wanted(plan: Plan, tried: Sequence[Try]) -> float | None:
     if not points:
         return plan.start
     low, high, _ = _bounds(plan, points)
+    if low is None and points[0].empty:
+        return None  # lower ones would be emptier
     candidate = _candidate(plan, low, high)
     if candidate is None and low is not None and _tries_of(points, low) < plan.repeats + plan.confirmations:
         return low
@@ -149,7 +154,11 @@ def _points(plan: Plan, tried: Iterable[Try]) -> list[_Point]:
     by_value: dict[float, list[Try]] = {}
     for one in tried:
         by_value.setdefault(one.value, []).append(one)
-    return [_Point(value, len(by_value[value]), _kept(plan, by_value[value])) for value in sorted(by_value)]
+    return [_point(plan, value, by_value[value]) for value in sorted(by_value)]
+
+
+def _point(plan: Plan, value: float, tries: Sequence[Try]) -> _Point:
+    return _Point(value, len(tries), _kept(plan, tries), all(one.goodput is None for one in tries))
 
 
 def _kept(plan: Plan, tries: Iterable[Try]) -> bool | None:
@@ -213,6 +222,8 @@ def _reason(
         "nothing kept": f"{_shown(high)} was the lowest",
     }[limited_by]
     parts = [best, why]
+    if low is None and any(point.empty for point in _points(plan, tried)[:1]):
+        parts.append("no request was due at it: longer levels may tell more")
     if not agreed:
         parts.append("a higher value was kept too: the tries don't agree, more repeats or longer levels may help")
     requests = sum(one.requests for one in tried if one.value == low and one.verdict != "client-bound")

@@ -4,7 +4,7 @@ Stamps are monotonic nanoseconds of this machine, a sample's are seconds since i
 a level share its start, and so their clocks.
 
 Where the server sent no usage, the tokenizer counts the whole answer's text, never chunk by chunk: tokens don't end
-where chunks do.
+where chunks do. A usage of no output tokens for an answer that has some is none.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def _with_stamps(sample: RequestSample, attempted: Attempted, outcome: Outcome, 
         last_content=at(attempted.last_content_ns),
         end=at(attempted.ended_ns),
         input_tokens=None if usage is None else usage.input_tokens,
-        output_tokens=None if usage is None else usage.output_tokens,
+        output_tokens=None if usage is None or (not usage.output_tokens and attempted.chunks) else usage.output_tokens,
         reasoning_tokens=None if usage is None else usage.reasoning_tokens,
         chunks=attempted.chunks,
         coalesced=attempted.coalesced,
@@ -134,7 +134,7 @@ def _written(value: Any) -> Iterator[str]:
 
 def counted(outcome: Outcome, count: Count) -> int | None:
     """The tokenizer's count of an answer without usage; None where it has one, or failed."""
-    if not isinstance(outcome, Completed) or outcome.usage is not None:
+    if not isinstance(outcome, Completed) or (outcome.usage is not None and outcome.usage.output_tokens):
         return None
     body = {"model": outcome.body.get("model"), "prompt": written_by(outcome.body)}
     return count(Job("", 0, Api.COMPLETIONS, body, stream=False, digest=0, size_bytes=0))

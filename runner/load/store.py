@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import orjson
 
@@ -28,20 +28,29 @@ from runner.errors import UsageError
 from runner.files import AppendFile, OsFiles, atomic_write, make_folder, read_file
 from runner.folder import LOG, MANIFEST
 from runner.load import html, results, sheet
-from runner.load.export import export
+from runner.load.export import LAYOUTS, export
 from runner.load.results import LoadResult
 from runner.lock import lock_folder
 from runner.recovery import DELTAS, RESULTS, TORN, parse, read_lines, recover, start_afresh
+from runner.totals import Finished
+from runner.written import read_any
 
 LOAD_JSON: Final = "load.json"
 LOAD_CSV: Final = "load.csv"
 REPORT: Final = "report.html"
 FILES: Final = (RESULTS, DELTAS, TORN, LOAD_JSON, LOAD_CSV, REPORT, LOG, MANIFEST)
-"""What --fresh moves aside. The manifest goes last: while it stands, another test is still refused."""
+"""What --fresh moves aside, with the exports. The manifest goes last: while it stands, another test is refused."""
 KIND: Final = "load"
 _NUMBER: Final = re.compile(r"#(\d+)(?:\.\d+)?\Z")
 _PART: Final = "part-{}"
 _MAX_PARTS: Final = 256
+
+
+class Before(NamedTuple):
+    """What the records of earlier starts say."""
+
+    numbers: int  # of requests: the next one has this number
+    cost: float  # of their answers, as far as it is known
 
 
 class Store:
@@ -84,20 +93,29 @@ class Store:
         data = read_file(self.fs, self.path / LOAD_JSON)
         return None if data is None else results.decode(data, self.path / LOAD_JSON)
 
-    def recover(self) -> int:
-        """Repairs and joins what a crash left; returns the number of the next request. Blocks."""
+    def recover(self) -> Before:
+        """Repairs and joins what a crash left, and reads what the records say. Blocks."""
         self.join()
-        path = self.path / RESULTS
-        highest = -1
-        fd = self.fs.open_append(path)
+        numbers, cost = 0, 0.0
+        fd = self.fs.open_append(self.path / RESULTS)
         try:
             for line in read_lines(self.fs, fd):
-                entry = parse(line.data)
-                number = _NUMBER.search(entry.id) if entry is not None else None
-                highest = max(highest, int(number[1])) if number else highest
+                found = read_any(line.data)
+                if found is None:
+                    continue
+                number = _NUMBER.search(found[0].id)
+                numbers = max(numbers, int(number[1]) + 1) if number else numbers
+                cost += Finished.of_record(found[1]).cost or 0.0
         finally:
             self.fs.close(fd)
-        return highest + 1
+        return Before(numbers, cost)
+
+    def start_afresh(self) -> None:
+        """Moves aside what is there. Blocks."""
+        self.join()
+        exports = (path.name for layout in LAYOUTS for path in self.path.glob(f"{layout}-*.json"))
+        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+        start_afresh(self.fs, self.path, stamp, (*exports, *FILES))
 
     # ── Parts ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -150,8 +168,8 @@ class Store:
 
 
 @contextmanager
-def held(path: Path, *, fresh: bool) -> Iterator[Store]:
-    """Makes and locks the folder, for as long as it lasts; `fresh` moves aside what is there.
+def held(path: Path) -> Iterator[Store]:
+    """Makes and locks the folder, for as long as it lasts.
 
     Raises:
         LockedError: another run holds it.
@@ -159,8 +177,4 @@ def held(path: Path, *, fresh: bool) -> Iterator[Store]:
     """
     make_folder(OsFiles(), path)
     with lock_folder(path):
-        store = Store(path)
-        if fresh:
-            store.join()
-            start_afresh(store.fs, path, datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ"), FILES)
-        yield store
+        yield Store(path)

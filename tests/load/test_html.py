@@ -270,6 +270,23 @@ def dumped(tmp_path, source):
 
 
 @pytest.mark.slow
+def test_the_rest_of_a_second_at_a_levels_end_is_no_peak():
+    ticks = [{"t": float(t), "succeeded": 10, "output_tokens": 100} for t in range(4)]
+    ticks.append({"t": 4.0, "succeeded": 1, "output_tokens": 10})
+    level = examples.level(10, kind="open") | {"timeline": ticks, "duration_s": 4.01}
+    _, tokens, requests, *_ = panels.timeline(examples.result([level]).levels[0])
+    for chart, most in ((tokens, 110), (requests, 11)):
+        assert max(point.y or 0 for series in chart.series for point in series.points) <= most
+        assert max(point.x for series in chart.series for point in series.points) == pytest.approx(4.01)
+
+
+def test_what_a_search_found_is_said_in_words():
+    result = examples.open_loop()
+    assert result.search is not None
+    said = result.search.model_copy(update={"reason": "8 kept the SLO for 0.99 of the requests; 11 did not"})
+    assert "<p>8 kept the SLO for 0.99" in html.report(result.model_copy(update={"search": said}))
+
+
 @pytest.mark.skipif(BROWSER is None, reason="no headless browser here")
 @pytest.mark.parametrize("name", ["open_loop", "hostile"])
 def test_a_real_browser_runs_the_script_and_has_nothing_to_complain_of(name, tmp_path):

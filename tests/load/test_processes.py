@@ -47,7 +47,7 @@ class Pipe:
 
 def processes(*said):
     """Two children, the first of which says this of its level."""
-    made: Any = Processes({"settings": {"max_cost": None}}, 2, SimpleNamespace(), None)  # type: ignore[arg-type]
+    made: Any = Processes({"settings": {"max_cost": None}, "spent": 0.0}, 2, SimpleNamespace(), None)  # type: ignore[arg-type]
     made._children = [SimpleNamespace(stdin=Pipe()), SimpleNamespace(stdin=Pipe())]
     messages = iter(said)
 

@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import math
 import random
+from heapq import heappop, heappush
+from itertools import takewhile
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from runner.load.arrivals import parse_arrivals
 from runner.load.results import Search
 from runner.load.search import Plan, Try, next_value, outcome, report
 
@@ -58,6 +61,34 @@ def test_a_server_that_keeps_nothing_at_all_ends_the_search_at_the_lowest_value(
         assert (found.best, found.limited_by) == (None, "nothing kept")
         assert tried[-1].value == pytest.approx(lowest)
         assert f"{tried[-1].value:g} was the lowest" in found.reason
+
+
+def test_a_level_so_low_that_no_request_was_due_ends_a_search_that_kept_nothing():
+    plan = Plan(4)
+    tried = run(plan, lambda value: 0.0 if value > 0.3 else None)
+    assert [one.value for one in tried] == [4, 2, 1, 0.5, 0.25]
+    found = outcome(plan, tried)
+    assert (found.best, found.limited_by) == (None, "nothing kept")
+    assert "0.25 was the lowest; no request was due at it: longer levels may tell more" in found.reason
+
+
+@pytest.mark.parametrize("start", [1, 10, 500])
+@pytest.mark.parametrize(("slots", "service_s"), [(5, 0.1), (8, 0.25), (32, 0.8), (1, 0.05), (100, 1.3)])
+def test_the_capacity_of_a_server_with_slots_and_a_queue_is_found_within_5_percent(slots, service_s, start):
+    def server(per_s):
+        free = [0.0] * slots
+        kept = due = 0
+        for when in takewhile(lambda t: t < 30.0, parse_arrivals("constant", rate=per_s).times(random.Random(0))):
+            end = max(when, heappop(free)) + service_s
+            heappush(free, end)
+            due += when >= 3.0
+            kept += when >= 3.0 and end - when <= 1.5 * service_s
+        return kept / due if due else None
+
+    plan = Plan(start)
+    tried = run(plan, server)
+    assert outcome(plan, tried).best == pytest.approx(slots / service_s, rel=0.05)
+    assert len(tried) <= 15
 
 
 def test_a_server_that_keeps_everything_ends_the_search_at_the_maximum():

@@ -83,7 +83,12 @@ def test_what_can_not_be_judged_is_unknown_unless_something_else_is_missed():
 @pytest.mark.parametrize("name", ["tpot", "itl", "icl"])
 def test_an_answer_of_one_piece_keeps_every_limit_on_gaps(name):
     assert Slo({name: 1e-9}).judge(answered(chunks=1, gaps=Sketch())) == "kept"
-    assert Slo({name: 1e-9}).judge(answered(output_tokens=1)) == "kept"
+    assert Slo({name: 1e-9}).judge(answered(output_tokens=1, chunks=0, gaps=Sketch())) == "kept"
+
+
+@pytest.mark.parametrize(("name", "judgement"), [("tpot", "unknown"), ("itl", "unknown"), ("icl", "missed")])
+def test_a_server_that_counts_one_token_in_many_chunks_keeps_no_limit_on_gaps_by_that(name, judgement):
+    assert Slo({name: 1e-9}).judge(answered(output_tokens=1)) == judgement
 
 
 @pytest.mark.parametrize(

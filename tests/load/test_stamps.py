@@ -47,6 +47,13 @@ def test_every_stamp_is_seconds_since_the_level_began():
     assert (found.chunks, found.coalesced, found.limiter_wait_s, found.ending) == (4, 1, 0.25, "succeeded")
 
 
+def test_a_usage_of_no_tokens_for_an_answer_that_has_chunks_is_no_usage():
+    nothing = Completed({"choices": [{"message": {"content": "four words or so"}}]}, "stop", Usage(0, 0))
+    assert sample(nothing).output_tokens is None
+    assert sample(nothing, tried=attempted(chunks=0)).output_tokens == 0
+    assert counted(nothing, lambda job: heuristic(job.body["prompt"])) == 4
+
+
 def test_what_did_not_happen_has_no_time():
     found = sample(tried=attempted(first_text_ns=0, first_content_ns=0, last_content_ns=0, chunks=0))
     assert (found.first_text, found.first_content, found.last_content) == (None, None, None)

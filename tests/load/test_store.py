@@ -20,16 +20,27 @@ def ids(folder):
 
 def test_numbers_go_on_behind_the_highest_that_was_recorded(tmp_path):
     (tmp_path / "results.jsonl").write_bytes(record("a#3") + record("b#11") + record("c#7.2"))
-    assert Store(tmp_path).recover() == 12
+    assert Store(tmp_path).recover().numbers == 12
+
+
+def test_what_was_spent_is_the_sum_over_all_records_parts_that_were_not_joined_included(tmp_path):
+    def priced(name, cost):
+        return orjson.dumps({**orjson.loads(record(name)), "runner": {"digest": "00", "cost": cost}}) + b"\n"
+
+    store = Store(tmp_path)
+    (tmp_path / "results.jsonl").write_bytes(priced("a#0", 0.25) + priced("a#1", None))
+    store.part(0).mkdir()
+    (store.part(0) / "results.jsonl").write_bytes(priced("a#2", 0.5))
+    assert store.recover() == (3, 0.75)
 
 
 def test_a_new_folder_begins_with_the_first(tmp_path):
-    assert Store(tmp_path).recover() == 0
+    assert Store(tmp_path).recover() == (0, 0.0)
 
 
 def test_what_a_crash_tore_is_moved_aside(tmp_path):
     (tmp_path / "results.jsonl").write_bytes(record("a#3") + record("a#4")[:20])
-    assert Store(tmp_path).recover() == 4
+    assert Store(tmp_path).recover().numbers == 4
     assert ids(tmp_path) == ["a#3"]
 
 
@@ -41,11 +52,11 @@ def test_parts_are_joined_once_whatever_a_crash_left_of_the_joining(tmp_path):
         torn = b"" if index else b'{"id"'
         (store.part(index) / "results.jsonl").write_bytes(record("a#0") + record(f"a#{index + 1}") + torn)
         (store.part(index) / "deltas.jsonl").write_bytes(b'{"custom_id":"a#1"}\n')
-    assert store.recover() == 3
+    assert store.recover().numbers == 3
     assert ids(tmp_path) == ["a#0", "a#1", "a#2"]
     assert len((tmp_path / "deltas.jsonl").read_bytes().splitlines()) == 2
     assert not store.part(0).exists()
-    assert store.recover() == 3
+    assert store.recover().numbers == 3
 
 
 def test_the_folder_of_a_run_is_refused(tmp_path):
@@ -71,14 +82,16 @@ def test_results_are_written_and_read_again(tmp_path):
 
 
 def test_one_test_at_a_time(tmp_path):
-    with held(tmp_path / "x", fresh=False), pytest.raises(LockedError), held(tmp_path / "x", fresh=False):
+    with held(tmp_path / "x"), pytest.raises(LockedError), held(tmp_path / "x"):
         pass
 
 
 def test_fresh_moves_aside_what_is_there(tmp_path):
     (tmp_path / "results.jsonl").write_bytes(record("a#0"))
     (tmp_path / "load.json").write_bytes(b"{}")
-    with held(tmp_path, fresh=True) as store:
-        assert store.recover() == 0
+    (tmp_path / "vllm-closed-2-0.json").write_bytes(b"{}")
+    with held(tmp_path) as store:
+        store.start_afresh()
+        assert store.recover().numbers == 0
     (old,) = tmp_path.glob("old-*")
-    assert {path.name for path in old.iterdir()} == {"results.jsonl", "load.json"}
+    assert {path.name for path in old.iterdir()} == {"results.jsonl", "load.json", "vllm-closed-2-0.json"}

@@ -13,7 +13,7 @@ from tests.load.test_results import ALL
 
 def shown(result, width=100):
     out = io.StringIO()
-    Console(width=width, file=out, highlight=False).print(table.render(result))
+    Console(width=width, file=out, highlight=False).print(table.render(result, width))
     return out.getvalue()
 
 
@@ -21,7 +21,7 @@ def row(text, label):
     return [line for line in text.splitlines() if line.strip().startswith(label)]
 
 
-@pytest.mark.parametrize("width", [80, 100, 160])
+@pytest.mark.parametrize("width", [80, 100, 120, 200])
 @pytest.mark.parametrize("name", ["healthy", "open_loop", "stalled", "interrupted", "repeated"])
 def test_no_figure_is_cut_from_80_columns_on(name, width):
     text = shown(ALL[name](), width)
@@ -102,9 +102,10 @@ def test_repeats_are_shown_with_their_intervals():
 @pytest.mark.parametrize(
     ("changes", "note"),
     [
-        ({"backed_off": 7, "backed_off_s": 2.5}, "backed off at 1 concurrent: 7 times, 2.50 s"),
-        ({"without_usage": 3}, "no usage at 1 concurrent: of 3 answers"),
-        ({"requests": {"waiting_at_end": 4}}, "never sent at 1 concurrent: 4 waited for the limits"),
+        ({"backed_off": 7, "backed_off_s": 2.5}, "so that more was never offered: 1 concurrent 7 times, 2.50 s"),
+        ({"unjudged": 5}, "counted as not having kept it: 1 concurrent 5"),
+        ({"without_usage": 3}, "unknown): 1 concurrent 3"),
+        ({"requests": {"waiting_at_end": 4}}, "when the test was stopped: 1 concurrent 4"),
     ],
 )
 def test_what_makes_figures_less_than_they_seem_is_told(changes, note):
@@ -119,17 +120,27 @@ def test_what_makes_figures_less_than_they_seem_is_told(changes, note):
 def test_requests_that_were_given_up_are_told_and_not_left_to_a_subtraction():
     whole = examples.open_loop()
     requests = whole.levels[0].requests.model_copy(update={"in_flight_at_end": 7})
-    for complete, when in ((True, "when --drain had passed"), (False, "when it was cut")):
+    for complete, cut in ((True, ""), (False, " (cut)")):
         levels = (whole.levels[0].model_copy(update={"requests": requests, "complete": complete}), *whole.levels[1:])
-        text = shown(whole.model_copy(update={"levels": levels}), 160)
-        assert f": 7 in flight {when}" in text
+        text = " ".join(shown(whole.model_copy(update={"levels": levels}), 160).split())
+        assert f"counted as having kept no objective: 2/s{cut} 7; 5/s 2;" in text
 
 
 def test_notes_on_fifty_levels_leave_the_tables_in_sight():
     level = examples.open_loop().levels[-1].model_copy(update={"errors": {"server_error": 3}})
     told = list(table.notes(examples.open_loop().model_copy(update={"levels": (level,) * 50})))
-    assert len([note for note in told if note.startswith("failed at")]) == table.MAX_TOLD - 1
-    assert f"… and the same sort of note on {50 - table.MAX_TOLD + 1} more levels" in told
+    (failed,) = (note for note in told if note.startswith("Failed: "))
+    assert failed.count("20/s server_error 3; ") == table.MAX_TOLD - 1
+    assert failed.endswith(f"; and {50 - table.MAX_TOLD + 1} more levels")
+
+
+def test_a_wide_terminal_shows_what_other_clients_print_too():
+    result = examples.open_loop()
+    narrow, wide = shown(result, table.WIDE - 1), shown(result, table.WIDE)
+    assert narrow.count("mean") == 0
+    assert wide.count("mean") == 4
+    assert ms(result.levels[0].metric("ttft").mean) in row(wide, "2/s")[1].split()
+    assert plain(result.levels[0].metric("output_tokens_per_s_per_user").p50) in row(wide, "2/s")[0].split()
 
 
 def test_a_percentile_that_n_cannot_support_is_a_dash_with_a_footnote():
@@ -195,7 +206,15 @@ def test_a_figure_has_three_significant_digits(value, text):
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.00031, "310 µs"), (0.0412, "41.2 ms"), (1.24, "1.24 s"), (720, "12 min"), (0, "0 ms"), (None, "–")],
+    [
+        (float("inf"), "∞"),
+        (0.00031, "310 µs"),
+        (0.0412, "41.2 ms"),
+        (1.24, "1.24 s"),
+        (720, "12 min"),
+        (0, "0 ms"),
+        (None, "–"),
+    ],
 )
 def test_a_duration_has_the_unit_that_suits_it(seconds, text):
     assert duration(seconds) == text
