@@ -1,29 +1,29 @@
 """A rate for servers that refuse requests but don't name their limits. Pure but for the clock it is given.
 
-Until refusals show a limit it only holds back the start: START_PER_S, doubling every second, so that the limit is met
-by a few requests too many and not by a hundred. One refusal that comes alone shows nothing yet (`excuses`): several of
-the last RECENT do. They make it a limit: what the server is known to bear, less BACK_OFF. A bucket that holds one
-second's worth lets at most limit × (w + 1 s) through in w seconds, so what any stretch of the last seconds shows is a
-lower bound, and the highest of them, just after a refusal, a close one.
+What it does, by what the server does:
+- It refuses nothing: slow start, START_PER_S doubling every second, and after seven seconds no rate at all.
+- It has a limit: slow start meets it with a few requests too many and not with hundreds. A refusal that comes alone
+  shows nothing yet; several of the last answers do (`chance`). Then the rate is what the server bore, less BACK_OFF.
+  From there it comes back along a cubic, as TCP's congestion control does (CUBIC, RFC 9438): quickly at first, hardly
+  at all about the rate that failed, then faster. One refusal there begins the next cycle: one of 100 to 200 requests.
+- Its limit rises: AGAIN above the rate that failed, that isn't the limit any more, and the doubling goes on.
+- Its limit falls: the same as when it was met, but no cut is deeper than half.
+- It refuses by chance, whatever the rate: what it bore is a lower bound, so what it refuses below that is chance's
+  share, and so much is left to its attempts from then on. The rate was cut for nothing and goes on growing from above
+  where it was. A limit is still seen by what it refuses beyond that share.
+- It asks to slow down (slow_down, above a million input tokens a minute): half as much again in 15 minutes, which is
+  what the API's guide to errors asks for. That is a request and no guess.
 
-From there it comes back along a cubic (as TCP's congestion control does, RFC 9438): quickly at first, hardly at all
-about the rate that failed, then ever faster, and a tenth above it the search goes on, for the limit may have risen. So
-a server refuses little, and seldom: one or two of some 200 requests. All steps are in proportion, for limits from 60 to
-30,000 a minute.
+What the server bore: a bucket that holds one second's worth lets at most limit × (w + 1 s) through in w seconds. So
+what any stretch of the last seconds shows is a lower bound, and the highest of them, just after a refusal, a close one
+(as BBR takes the highest delivery rate of late). All steps are in proportion, for limits from 60 to 30,000 a minute.
 
 Time in which something else held the requests back counts for neither (`sent`): a rate that nobody sent at was not
 borne, and the slots that open at last would all be used at once.
 
-What was borne is a lower bound, so below it a server with a limit refuses nothing, unless the limit was lowered, once.
-Refusals that come there again and again have nothing to do with the rate (an overloaded backend, a proxy in front of
-several): they are left to their attempts, and the rate is given free for a while; unless that gets much more refused
-than before, for then it was a limit that had been lowered several times.
-
-After a slow_down above a million input tokens a minute the growth is what the API asks for, half as much again in 15
-minutes (its guide to errors). That is a request and no guess, so nothing contradicts it.
-
 Accepted: a lane that has sent nothing for minutes and is refused at once takes the pause for the server's slowness; the
-cubic makes up for it in a minute or two.
+cubic makes up for it in a minute or two. A server that saves up a whole minute's worth shows no rate before it is used
+up. Of a limit of a few requests a minute most that is sent is refused: the cool-down's probes, seconds apart.
 """
 
 from __future__ import annotations
@@ -33,11 +33,14 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
+from runner import chance
+from runner.chance import Chance
+
 START_PER_S: Final = 20.0
 ENOUGH_PER_S: Final = 2_000.0
 """One process sends no faster: a higher rate holds nothing back."""
 BACK_OFF: Final = 0.08
-"""The part of what the server bore that is given up."""
+"""The part of what the server bore that is given up. TCP gives up 0.3 (RFC 9438), to drain a queue; here is none."""
 BACK: Final = 25.0
 """So many requests it takes to come back to the rate that failed the first time…"""
 MAX_BACK: Final = 100.0
@@ -47,6 +50,13 @@ MAX_BACK_S: Final = 40.0
 """…but so many seconds at least and at most."""
 AGAIN: Final = 1.1
 """So far above the rate that failed the limit is another one: the search goes on from there."""
+AGAIN_AT: Final = 1 + ((AGAIN - 1) / BACK_OFF) ** (1 / 3)
+"""…which the cubic reaches after so many times the way back."""
+AHEAD_S: Final = 2.0
+"""Where only chance cut the rate, the search is so much further on: it cost a pause, and time to find out."""
+DEEPEST: Final = 0.5
+"""No cut goes below this part of the rate that failed before: what was borne in a short while is a loose bound. (TCP's
+deepest is the same, RFC 5681.)"""
 SAVED_S: Final = 1.0
 """A server may have saved up so much of its allowance when it begins to be used."""
 RAMP: Final = math.log(1.5) / 900
@@ -58,36 +68,13 @@ MEMORY_S: Final = 10.0
 BIN_S: Final = 0.25
 IN_USE: Final = 0.25
 """At this part of its rate it is in use: requests come in bursts, and slots open in steps."""
-CONTRADICTIONS: Final = 3
-"""So many refusals below what was borne: the rate isn't their reason."""
-LEAST: Final = 0.5
-"""The rate stays above this part of the best throughput yet…"""
-FADE: Final = 0.8
-"""…which fades so much with every refusal."""
-IGNORE_S: Final = 60.0
-"""How long the rate is given free then."""
-IN_VAIN: Final = 0.25
-"""…unless so large a part of what is sent then is refused…"""
-REMEMBERED: Final = 400
-"""…of about so many lately…"""
-IN_VAIN_COUNT: Final = 10
-"""…of so many refusals at least…"""
-WORSE: Final = 2.0
-"""…and so many times the part that was refused before: a limit refuses more the faster one sends, chance doesn't."""
-ALL: Final = 0.9
-"""Of what is refused at that part, nobody can tell the reason."""
-RECENT: Final = 20
-"""Of the last so many answers…"""
-ALONE: Final = 3
-"""…so many refusals show a limit, while nothing is known…"""
-MANY: Final = 4
-"""…and so many that a server that calls itself overloaded means all that we send."""
-ENOUGH: Final = 10
-"""A 429 that comes earlier than this begins a pause even so, though it shows no rate the first time."""
-IN_A_ROW: Final = 8
-"""So many in a row aren't chance, even where chance refuses a third (once in 7,000 requests)."""
+FIRST: Final = 10
+"""A refusal among so few answers shows no rate the first time: servers wake up, and keys become valid."""
 FLOOR_PER_S: Final = 1 / 30
 """Two requests a minute: a probe always goes on."""
+ALONE: Final = chance.ALONE
+MANY: Final = chance.ALONE
+"""For `lanes`: so many refusals show a limit, or that a server that calls itself overloaded means all that we send."""
 
 
 class Pace:
@@ -102,143 +89,96 @@ class Pace:
         self._in_use_s = 0.0  # from the last request on
         self._back_s = BACK_S
         self._back = BACK
-        self._bins: deque[list[float]] = deque()  # [start of the bin, requests accepted]
-        self._best = 0.0  # throughput, in requests a second
-        self._contradictions = 0
-        self._ignore_until_s = -math.inf
-        self._freed = [0, 0]  # accepted and refused since the rate was given free
-        self._tried = [0, 0]  # …and while that was found out
-        self._recent: deque[bool] = deque(maxlen=RECENT)  # whether it was accepted
-        self._in_a_row = 0  # refusals
+        self._bins: deque[list[float]] = deque()  # [start of the bin, requests accepted], since the last refusal
+        self._chance = Chance()
+        self._free = False
         self._pardoned = False  # one of the first answers was a refusal
         self._known = False
+
+    # ── What happens ─────────────────────────────────────────────────────────────────────────────────────────────
 
     def know(self) -> None:
         """The limits are known: nothing is to be found out."""
         self._known = True
+
+    def sent(self) -> None:
+        """A request is sent: what it leaves unused of the time since the last one is no time to grow in."""
+        now, sparse_s = self._clock(), 1 / (IN_USE * self.per_s)
+        unused_s = max(0.0, now - self._sent_s) - self._in_use_s
+        self._in_use_s = min(max(0.0, -unused_s) + sparse_s, max(1.0, sparse_s))
+        self._sent_s = now
+        if unused_s > 0 and self._since_s is not None and not self._gently:
+            self._since_s = max(self._since_s, min(self._since_s + unused_s, now))
+
+    def bore(self) -> None:
+        """A request was accepted."""
+        now, bins = self._clock(), self._bins
+        self._chance.answered(accepted=True, below=self._is_below(now))
+        if not bins or now - bins[-1][0] >= BIN_S:
+            bins.append([now, 0.0])
+            while bins[0][0] < now - MEMORY_S:
+                bins.popleft()
+        bins[-1][1] += 1
+
+    def refused(self) -> None:
+        """A request was refused, whether or not an episode begins with it."""
+        unexpected = self._chance.share == 0
+        # Where nothing was borne since the last one, it is no question of the rate.
+        self._chance.answered(accepted=False, below=bool(self._bins) and self._is_below(self._clock()))
+        if unexpected and self._chance.share > 0 and not self._gently:
+            self._free = True
+            self._since_s = self._clock() - AGAIN_AT * self._back_s - AHEAD_S
+
+    def exceeded(self, wait_s: float, *, gently: bool = False, since_s: float | None = None) -> None:
+        """Requests were refused, from `since_s` on (None: now); nothing is sent for `wait_s`."""
+        now = self._clock()
+        early = self._failed is None and not self._pardoned and self._chance.answers < FIRST and not gently
+        self._pardoned |= early
+        self._chance.begin_anew()
+        # Refused at once, nothing borne: that is no question of the rate either, and waiting is the cool-down's.
+        if self._bins and not early:
+            self._give_way(now if since_s is None else since_s)
+        self._bins.clear()
+        self._gently = gently
+        self._since_s = now + wait_s
+
+    def _give_way(self, refused_s: float) -> None:
+        least = max(FLOOR_PER_S, DEEPEST * (self._failed or 0.0))
+        self._failed = max(least, min(self.per_s, ENOUGH_PER_S, self._borne(refused_s)))
+        self._back_s = min(max(self._back / self._failed, BACK_S), MAX_BACK_S)
+        self._back = min(2 * self._back, MAX_BACK)
+        self._free = self._known = False
+
+    def set_free(self) -> None:
+        """Refusals have nothing to do with the rate: none holds anything back until they show one."""
+        self._free, self._failed, self._back = True, None, BACK
+        self._since_s = self._clock() - GROWTH_S
+
+    # ── What follows ─────────────────────────────────────────────────────────────────────────────────────────────
 
     @property
     def searching(self) -> bool:
         """Whether nothing has been refused yet: the start is slow because nobody named a limit."""
         return self._failed is None
 
-    def bore(self) -> None:
-        """A request was accepted."""
-        self._freed[0] += 1
-        self._tried[0] += 1
-        if self._freed[0] > REMEMBERED:  # what is refused lately must count
-            self._freed = [count // 2 for count in self._freed]
-        self._recent.append(True)
-        self._in_a_row = 0
-        now = self._clock()
-        if not self._bins or now - self._bins[-1][0] >= BIN_S:
-            self._bins.append([now, 0.0])
-            while self._bins[0][0] < now - MEMORY_S:
-                self._bins.popleft()
-        self._bins[-1][1] += 1
-
-    def refused(self) -> None:
-        """A request was refused, whether or not an episode begins with it."""
-        if -math.inf < self._ignore_until_s <= self._clock() and not self._free_in_vain:
-            self._ignore_until_s = self._clock() + IGNORE_S  # it went well at any rate, and will go on
-        self._freed[1] += 1
-        self._tried[1] += 1
-        self._recent.append(False)
-        self._in_a_row += 1
-
     @property
     def is_free(self) -> bool:
-        """Whether refusals were found to have nothing to do with the rate."""
-        return self._clock() < self._ignore_until_s
+        """Whether refusals were found to have nothing to do with the rate, and no limit was met since."""
+        return self._free
 
     @property
     def expects_refusal(self) -> bool:
         """Whether the rate that failed, or the start that failed at once, is being tried again."""
-        return self._pardoned if self._failed is None else not self._is_below
+        return self._pardoned if self._failed is None else not self._is_below(self._clock())
 
     def excuses(self, many: int) -> bool:
-        """Whether the last refusal needn't mean anything, since it isn't one of so many lately."""
-        if self._in_a_row >= IN_A_ROW:
-            return False
-        if self.is_free:
-            return not self._free_in_vain
-        few = self._recent.count(False) < many
-        if self._is_below and few:
-            self._contradictions += 1
-            if self._contradictions >= CONTRADICTIONS:
-                self.set_free()
-            return True
-        return self._failed is None and few and (many >= MANY or len(self._recent) >= ENOUGH)
+        """Whether the last refusal needn't mean anything: neither `many` came lately, nor was the limit to be met."""
+        expected = self._failed is not None and self._chance.share == 0 and not self._is_below(self._clock())
+        return not expected and self._chance.explains(many)
 
-    @property
-    def _is_below(self) -> bool:
+    def _is_below(self, now: float) -> bool:
         """Whether the rate hasn't come back yet to the one that failed."""
-        return self._failed is not None and self._since_s is not None and self._clock() - self._since_s < self._back_s
-
-    def sent(self) -> None:
-        """A request is sent: what it leaves unused of the time since the last one is no time to grow in."""
-        now = self._clock()
-        unused_s = max(0.0, now - self._sent_s) - self._in_use_s
-        self._in_use_s = min(max(0.0, -unused_s) + 1 / (IN_USE * self.per_s), max(1.0, 1 / (IN_USE * self.per_s)))
-        self._sent_s = now
-        if unused_s > 0 and self._since_s is not None and not self._gently:
-            self._since_s = max(self._since_s, min(self._since_s + unused_s, now))
-
-    def exceeded(self, wait_s: float, *, gently: bool = False, since_s: float | None = None) -> None:
-        """Requests were refused, from `since_s` on (None: now); nothing is sent for `wait_s`."""
-        now = self._clock()
-        if self.is_free and not gently and not self._free_in_vain:
-            return
-        early = self._failed is None and not self._pardoned and len(self._recent) < ENOUGH and not gently
-        self._pardoned |= early
-        self._recent.clear()
-        # Refused at once, nothing borne: that is no question of the rate either, and waiting is the cool-down's.
-        if self._bins and not early:
-            self._give_way(gently, now if since_s is None else since_s)
-        self._bins.clear()
-        self._gently = gently
-        self._since_s = now + wait_s
-
-    def _give_way(self, gently: bool, refused_s: float) -> None:
-        contradicted = not gently and self._contradicted()
-        self._best = max(FADE * self._best, self._throughput())
-        if contradicted:
-            self.set_free()
-        else:
-            least = max(FLOOR_PER_S, LEAST * self._best)
-            failed = max(least, min(self.per_s, ENOUGH_PER_S, self._borne(refused_s)))
-            self._back_s = min(max(self._back / failed, BACK_S), MAX_BACK_S)
-            self._back = min(2 * self._back, MAX_BACK)
-            self._failed = failed
-            self._ignore_until_s = -math.inf
-        self._known = False
-
-    def set_free(self) -> None:
-        """Refusals have nothing to do with the rate."""
-        self._ignore_until_s = self._clock() + IGNORE_S
-        self._freed = [0, 0]
-        self._failed, self._back = None, BACK
-        self._contradictions = 0
-
-    @property
-    def _free_in_vain(self) -> bool:
-        accepted, refused = self._freed
-        accepted_before, refused_before = self._tried
-        share = max(IN_VAIN, min(ALL, WORSE * refused_before / max(1, accepted_before + refused_before)))
-        return refused >= IN_VAIN_COUNT and refused > share * (accepted + refused)
-
-    def _contradicted(self) -> bool:
-        """Whether this refusal, below what was borne, is one too many."""
-        # Chance lets a long time pass now and then: one that doesn't contradict takes back half of them.
-        self._contradictions = self._contradictions + 1 if self._is_below else self._contradictions // 2
-        if self._contradictions == 0:
-            self._tried = [0, 0]
-        return self._contradictions >= CONTRADICTIONS
-
-    def _throughput(self) -> float:
-        """Since the bins were cleared, in requests a second."""
-        elapsed = self._clock() - self._bins[0][0] if self._bins else 0.0
-        return sum(accepted for _, accepted in self._bins) / max(elapsed, 1.0)
+        return self._failed is not None and self._since_s is not None and now - self._since_s < self._back_s
 
     def _borne(self, now: float) -> float:
         """The most that a stretch up to then shows the server to bear, in requests a second."""
@@ -251,7 +191,7 @@ class Pace:
     @property
     def per_s(self) -> float:
         """Requests a second as of now; inf where nothing holds them back."""
-        if self._known or self._clock() < self._ignore_until_s:
+        if self._known:
             return math.inf
         if self._since_s is None:
             self._since_s = self._clock()
@@ -261,7 +201,7 @@ class Pace:
         elif self._gently:
             rate = self._failed * (1 - BACK_OFF) * math.exp(RAMP * elapsed)
         else:
-            again_s = elapsed - self._back_s * (1 + ((AGAIN - 1) / BACK_OFF) ** (1 / 3))
+            again_s = elapsed - AGAIN_AT * self._back_s
             if again_s > 0:
                 rate = self._failed * AGAIN * 2 ** min(again_s, 60.0)
             else:

@@ -8,19 +8,17 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from runner.chance import ALONE, RECENT, SEVERAL
 from runner.pace import (
     AGAIN,
-    ALONE,
+    AGAIN_AT,
+    AHEAD_S,
     BACK,
     BACK_OFF,
     BACK_S,
-    CONTRADICTIONS,
+    DEEPEST,
     ENOUGH_PER_S,
     FLOOR_PER_S,
-    IGNORE_S,
-    IN_A_ROW,
-    LEAST,
-    MANY,
     MAX_BACK,
     MAX_BACK_S,
     MEMORY_S,
@@ -186,7 +184,7 @@ def test_the_way_back_takes_so_many_requests_but_neither_too_long_nor_too_short(
 def test_a_tenth_above_the_rate_that_failed_the_search_goes_on():
     pace, clock = refused(100)
     failed = pace.per_s / (1 - BACK_OFF)
-    clock.now += BACK_S * (1 + ((AGAIN - 1) / BACK_OFF) ** (1 / 3))
+    clock.now += AGAIN_AT * BACK_S
     assert pace.per_s == pytest.approx(AGAIN * failed)
     clock.now += 1.0
     assert pace.per_s == pytest.approx(2 * AGAIN * failed)
@@ -195,10 +193,10 @@ def test_a_tenth_above_the_rate_that_failed_the_search_goes_on():
 # ── What comes alone ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def answers(pace: Pace, clock: Clock, pattern: str) -> None:
-    """What the server says to one request after the other, 100 a second: yes or no."""
+def answers(pace: Pace, clock: Clock, pattern: str, per_s: float = 100.0) -> None:
+    """What the server says to one request after the other: yes or no."""
     for letter in pattern:
-        clock.now += 0.01
+        clock.now += 1 / per_s
         if letter == "y":
             pace.bore()
         else:
@@ -209,13 +207,12 @@ def answers(pace: Pace, clock: Clock, pattern: str) -> None:
     ("pattern", "many", "excused"),
     [
         ("y" * 20 + "n", ALONE, True),
-        ("y" * 20 + "nyyyn", ALONE, True),
-        ("y" * 20 + "nyynyn", ALONE, False),
-        ("y" * 20 + "n" + "y" * 20 + "n" + "y" * 20 + "n", ALONE, True),
-        ("yyyn", ALONE, False),
-        ("yyyn", MANY, True),
-        ("nnn", MANY, True),
-        ("nnnn", MANY, False),
+        ("y" * 20 + "nyyynyn", ALONE, True),
+        ("y" * 20 + "nyynyynyn", ALONE, False),
+        ("y" * 20 + "n" + "y" * 20 + "n" + "y" * 20 + "n" + "y" * 20 + "n", ALONE, True),
+        ("yyyn", ALONE, True),
+        ("nnn", ALONE, True),
+        ("nnnn", ALONE, False),
         ("y" * 20 + "n", 1, False),
     ],
 )
@@ -227,10 +224,10 @@ def test_a_refusal_that_comes_alone_is_excused(pattern, many, excused):
 
 def test_refusals_that_come_alone_below_what_was_borne_free_the_rate():
     pace, clock = refused(10)
-    for nth in range(1, CONTRADICTIONS + 1):
+    for nth in range(1, SEVERAL + 1):
         answers(pace, clock, "y" * 20 + "n")
         assert pace.excuses(ALONE)
-        assert pace.is_free is (nth == CONTRADICTIONS)
+        assert pace.is_free is (nth == SEVERAL)
 
 
 def test_a_single_refusal_at_the_rate_that_failed_is_one():
@@ -238,16 +235,19 @@ def test_a_single_refusal_at_the_rate_that_failed_is_one():
     clock.now += 1.01 * BACK / 9
     answers(pace, clock, "y" * 20 + "n")
     assert not pace.excuses(ALONE)
+    assert not pace.is_free
 
 
-def test_so_many_in_a_row_are_no_chance_whatever_was_found_out():
+def test_more_than_chance_explains_is_a_limit_whatever_was_found_out():
     pace, clock = refused(10)
-    contradict(pace, clock, CONTRADICTIONS)
+    answers(pace, clock, "yyyyyyyyyn" * SEVERAL)
     assert pace.is_free
-    answers(pace, clock, "n" * (IN_A_ROW - 1))
-    assert pace.excuses(ALONE)
-    answers(pace, clock, "n")
+    answers(pace, clock, "y" * RECENT + "nyynynyn")
+    assert pace.excuses(1)
+    answers(pace, clock, "n" * 6)
     assert not pace.excuses(ALONE)
+    pace.exceeded(0)
+    assert pace.per_s < 100
 
 
 def test_one_of_the_first_answers_shows_no_rate_the_first_time():
@@ -261,13 +261,14 @@ def test_one_of_the_first_answers_shows_no_rate_the_first_time():
     assert pace.per_s < 5
 
 
-def test_the_rate_stays_above_a_part_of_the_best_throughput():
+def test_no_cut_is_deeper_than_half():
     pace, clock = refused(100)
+    failed = pace.per_s / (1 - BACK_OFF)
     clock.now += 60
     pace.bore()
     clock.now += 60  # a single one in two minutes
     pace.exceeded(0)
-    assert pace.per_s >= (1 - BACK_OFF) * LEAST * 0.8 * 90
+    assert pace.per_s == pytest.approx((1 - BACK_OFF) * DEEPEST * failed)
 
 
 @pytest.mark.parametrize("failed", [FLOOR_PER_S, 1.0, 100.0])
@@ -283,39 +284,75 @@ def test_a_limit_that_has_risen_is_used_however_low_it_was(failed):
 # ── Refusals that the rate has no part in ────────────────────────────────────────────────────────────────────────────
 
 
-def contradict(pace: Pace, clock: Clock, times: int) -> None:
-    for _ in range(times):
-        bear(pace, clock, 10, 1)
-        pace.exceeded(0)
+def contradict(pace: Pace, clock: Clock) -> None:
+    """Refusals below the rate that was borne, a tenth of all."""
+    for _ in range(SEVERAL):
+        answers(pace, clock, "yyyyyyyyyn")
 
 
-def test_refusals_below_what_was_borne_free_the_rate_for_a_while():
-    pace, clock = refused()
-    contradict(pace, clock, CONTRADICTIONS - 1)
+def test_refusals_below_what_was_borne_free_the_rate():
+    pace, clock = refused(50)
+    failed = pace.per_s / (1 - BACK_OFF)
+    answers(pace, clock, ("yyyyyyyyyn" * SEVERAL)[:-1])
     assert pace.per_s < 50
-    contradict(pace, clock, 1)
-    assert pace.per_s == math.inf
-    clock.now += IGNORE_S - 1
-    bear(pace, clock, 10, 0.5)
-    pace.exceeded(0)
+    pace.refused()
+    assert pace.is_free
+    assert pace.per_s == pytest.approx(failed * AGAIN * 2**AHEAD_S)
+    clock.now += 5
     assert pace.per_s == math.inf
 
 
-def test_when_the_while_is_over_the_rate_does_not_start_from_nothing():
-    pace, clock = refused()
-    contradict(pace, clock, CONTRADICTIONS)
-    bear(pace, clock, 50, IGNORE_S - 0.5)
-    pace.exceeded(0)
-    clock.now += 1
-    assert pace.per_s == math.inf
+def test_once_chance_is_known_it_takes_more_than_its_share_to_lower_the_rate():
+    pace, clock = refused(50)
+    contradict(pace, clock)
+    clock.now += 10
+    for _ in range(1_000):
+        answers(pace, clock, "yyyyyyyyyn")
+        assert pace.excuses(ALONE)
+        assert pace.excuses(1)  # …nor does it, where the server asks for a pause each time
+
+
+def test_what_is_known_of_chance_outlives_a_limit():
+    pace, clock = refused(50)
+    contradict(pace, clock)
     bear(pace, clock, 50, MEMORY_S)
+    answers(pace, clock, "n" * RECENT)
+    assert not pace.excuses(ALONE)
     pace.exceeded(0)
-    assert 40 < pace.per_s < 50
+    assert pace.per_s < 50
+    answers(pace, clock, "yyyyyyyyyn" * 3)
+    assert pace.excuses(1)
+    assert not pace.is_free
+
+
+def test_a_share_that_a_limit_refuses_is_forgotten_below_it():
+    """A limit that was halved refuses half of what comes at first, and nothing when the rate is down there."""
+    pace, clock = refused(20)
+    answers(pace, clock, "yn" * SEVERAL, per_s=20)
+    assert pace.is_free
+    answers(pace, clock, "n" * RECENT, per_s=80)
+    pace.exceeded(0)
+    low = pace.per_s
+    answers(pace, clock, "y" * 60, per_s=low)
+    answers(pace, clock, "n" * 7, per_s=20)  # at a third it would take 18
+    assert not pace.excuses(ALONE)
+
+
+@pytest.mark.parametrize("times", [1, 5])
+def test_refused_probes_are_no_chance(times):
+    """Where nothing was borne since the last refusal, how slowly one sends has nothing to do with it."""
+    pace, clock = refused(1)
+    for _ in range(times * SEVERAL):
+        answers(pace, clock, "n", per_s=1)
+        pace.exceeded(1.0)
+    assert not pace.is_free
+    answers(pace, clock, "yn", per_s=1)
+    assert not pace.excuses(1)
 
 
 def test_a_refusal_after_a_long_time_is_no_contradiction():
     pace, clock = refused()
-    for _ in range(3 * CONTRADICTIONS):
+    for _ in range(3 * SEVERAL):
         bear(pace, clock, 50, 2 * MAX_BACK_S)
         pace.exceeded(0)
         assert pace.per_s < 55
@@ -324,17 +361,20 @@ def test_a_refusal_after_a_long_time_is_no_contradiction():
 # ── A slow ramp ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("ignoring", [False, True])
-def test_after_a_slow_down_it_grows_by_half_in_15_minutes_and_no_faster(ignoring):
-    """A slow_down is a request and no guess: nothing contradicts it, not even where other refusals were ignored."""
-    pace, clock = refused()
-    if ignoring:
-        contradict(pace, clock, CONTRADICTIONS)
+@pytest.mark.parametrize("free", [False, True])
+def test_after_a_slow_down_it_grows_by_half_in_15_minutes_and_no_faster(free):
+    """A slow_down is a request and no guess: nothing contradicts it, not even where others were found to be chance."""
+    pace, clock = refused(50)
+    if free:
+        contradict(pace, clock)
+        clock.now += 10
         assert pace.per_s == math.inf
-    for _ in range(2 * CONTRADICTIONS):
+    for _ in range(2 * SEVERAL):
         bear(pace, clock, 40, MEMORY_S)
+        pace.refused()
         pace.exceeded(1.0, gently=True)
         assert pace.per_s < 50
+    contradict(pace, clock)
     clock.now += 1.0
     start, low = clock.now, pace.per_s
     for minute in range(60):
@@ -363,6 +403,8 @@ WAITS = st.one_of(st.sampled_from([0.0, 1.0, 60.0, 3_600.0, -1.0, 1e300, math.in
 STEP = st.one_of(
     st.tuples(st.just("pause"), PAUSES),
     st.tuples(st.just("bore"), st.integers(1, 1_000)),
+    st.tuples(st.just("refused"), st.integers(1, 30)),
+    st.tuples(st.just("free"), st.none()),
     st.tuples(st.just("exceeded"), WAITS),
     st.tuples(st.just("gently"), WAITS),
     st.tuples(st.just("know"), st.none()),
@@ -383,8 +425,13 @@ def test_the_rate_is_between_the_floor_and_infinity_whatever_happens(steps):
         elif what == "bore":
             for _ in range(value):
                 pace.bore()
+        elif what == "refused":
+            for _ in range(value):
+                pace.refused()
         elif what == "know":
             pace.know()
+        elif what == "free":
+            pace.set_free()
         else:
             pace.exceeded(value, gently=what == "gently")
         assert FLOOR_PER_S <= pace.per_s <= math.inf

@@ -23,7 +23,7 @@ from runner.settings import ModelLimits
 from runner.testing.virtual_time import run_virtual
 from runner.tickets import Need, NeverFits
 from tests.test_fairness import KNOWN, Field, endpoint, flood, play
-from tests.test_learned_limits import StrictServer
+from tests.worlds import Server
 
 BAD_KEY = Fault(FaultKind.AUTH, "bad key")
 
@@ -222,10 +222,10 @@ def test_a_job_that_one_endpoint_refuses_for_long_is_not_kept_from_the_others():
 def test_a_limit_of_the_run_does_not_count_as_one_of_its_endpoints(headers):
     """The run may send 100,000 a minute; its two servers bear 600 each, and say so late or never."""
 
-    async def main() -> list[StrictServer]:
+    async def main() -> list[Server]:
         clock, rng = asyncio.get_running_loop().time, random.Random(1)
         whole = Gate(rpm=100_000, tpm=None, concurrency=FixedConcurrency(1000), clock=clock)
-        servers = {name: StrictServer(600, headers=headers) for name in "ab"}
+        servers = {name: Server(600, headers=headers) for name in "ab"}
         made = [endpoint(name, clock, whole, slots=200, limits={}) for name in servers]
         admission = Admission(made, clock=clock, whole=whole)
 
@@ -233,7 +233,8 @@ def test_a_limit_of_the_run_does_not_count_as_one_of_its_endpoints(headers):
             while True:
                 ticket = await admission.acquire("m", Need(0, 10))
                 await anyio.sleep(rng.uniform(0, 0.04))
-                good, said = servers[ticket.endpoint.name].take(10)
+                server = servers[ticket.endpoint.name]
+                good, said = server.take(10), server.says()
                 if good:
                     admission.answered(ticket, said)
                     admission.received(ticket, 10)
