@@ -111,8 +111,8 @@ class ListSink:
     def delta(self, delta, t_s):
         self.deltas.append(delta)
 
-    def texts(self, arrived):
-        self.deltas += [text.delta for text in arrived]
+    def texts(self, texts):
+        self.deltas += texts.deltas
 
     @property
     def has_room(self):

@@ -9,7 +9,7 @@ where nothing but the text is another than in the chunk before, nothing but the 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from runner.accumulate.held import NODE_BYTES, Held, weigh
@@ -129,11 +129,16 @@ class ChoicesAccumulator(ABC):
             self._look_for_common(data, deltas[0])
         return deltas
 
-    def take_texts(self, texts: Iterable[str]) -> None:
+    @property
+    def may_repeat(self) -> bool:
+        """See `Accumulator`."""
+        return self._tries > 0
+
+    def take_text(self, text: str) -> None:
         """See `Accumulator`."""
         assert self._repeats is not None
         self._tries = TRIES
-        self._repeats.take_text("".join(texts))
+        self._repeats.take_text(text)
 
     def _look_for_common(self, data: bytes, delta: Delta) -> None:
         self._tries -= 1

@@ -48,9 +48,9 @@ class Seen(ListSink):
         super().delta(delta, t_s)
         self.at.append((now(), t_s))
 
-    def texts(self, arrived):
-        super().texts(arrived)
-        self.at += [(now(), text.after_ns / 1e9) for text in arrived]
+    def texts(self, texts):
+        super().texts(texts)
+        self.at += [(now(), after_ns / 1e9) for after_ns in texts.after_ns]
 
     @property
     def waited(self):
