@@ -142,7 +142,7 @@ class Entries:
 
 def weigh(value: Any) -> int:
     """The bytes that a JSON value takes as objects. Linear in its values: for what comes seldom."""
-    if not isinstance(value, dict | list):
+    if not isinstance(value, (dict, list)):  # noqa: UP038 - a union is made anew with every call
         return getsizeof(value) + 8
     total = 0
     level = [value]
