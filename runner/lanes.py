@@ -31,8 +31,8 @@ from runner.habit import Habit
 from runner.lane_limits import LaneLimits
 from runner.pace import ALONE, MANY, Pace
 from runner.ratelimits import UNKNOWN, RateLimits
-from runner.wakeup import Wakeup
 from runner.tickets import MEASURES, Need, NeverFits, Ticket
+from runner.wakeup import Wakeup
 
 if TYPE_CHECKING:
     from runner.endpoints import Endpoint

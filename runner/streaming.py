@@ -26,6 +26,7 @@ from runner.transport import ResponseBody
 _STEADY_NS: Final = int(GATHER_S * 1e9 * 0.6)
 """Of a stream whose blocks are further apart, few would meet another."""
 _EVENT_END: Final = b"\n\n"
+_FEW: Final = 8
 _ends_event = methodcaller("endswith", _EVENT_END)
 _events_in = methodcaller("count", _EVENT_END)
 _new = tuple.__new__  # a NamedTuple's own constructor is a Python function
@@ -190,7 +191,7 @@ class Stream:
             elif len(run) > 1:
                 middle = len(run) // 2 if self._answer.repeated is not None else 1
                 todo += run[middle:], run[:middle]
-            elif self._answer.may_repeat and self._has_several(run[0][0]):
+            elif self._answer.may_repeat and self._has_many(run[0][0]):
                 todo.append(_events_of(*run[0]))
             elif self._decode(*run[0]):
                 return True
@@ -214,8 +215,10 @@ class Stream:
             after_ns = [at_ns for block, at_ns in zip(blocks, after_ns, strict=True) for _ in range(_events_in(block))]
         return _new(Texts, (after_ns, written, texts, template.before, template.behind))
 
-    def _has_several(self, block: bytes) -> bool:
-        return self._decoder.is_idle and _ends_event(block) and _events_in(block) > 1
+    def _has_many(self, block: bytes) -> bool:
+        """Whether it is worth while to take its events one by one until they repeat each other."""
+        many = 1 if self._answer.repeated is not None else _FEW
+        return self._decoder.is_idle and _ends_event(block) and _events_in(block) > many
 
     def _decode(self, block: bytes, now_ns: int) -> bool:
         """Takes any bytes."""

@@ -60,22 +60,34 @@ class Finished(NamedTuple):
             raise ValueError("not a record of a run")
         code, finish, retries = (error or {}).get("code"), runner.get("finish"), runner.get("retries")
         chunks, attempts = _counts(runner, ("chunks", "attempts"))
+        total, cached, output, reasoning = _counts(runner.get("usage"), TOKENS)
+        cost, ttft_s, duration_s, queue_s, limiter_wait_s = _numbers(runner, ("cost", *TIMES))
+        p50_s, p99_s, max_s = _numbers(runner.get("icl"), ("p50", "p99", "max"))
         return cls(
-            error is None,
-            None if error is None else code if isinstance(code, str) else "unknown",
-            finish if isinstance(finish, str) else None,
-            *_counts(runner.get("usage"), TOKENS),
-            *_numbers(runner, ("cost", *TIMES)),
-            *_numbers(runner.get("icl"), GAPS.values()),
+            ok=error is None,
+            error_code=None if error is None else code if isinstance(code, str) else "unknown",
+            finish=finish if isinstance(finish, str) else None,
+            input_tokens=total,
+            cached_tokens=cached,
+            output_tokens=output,
+            reasoning_tokens=reasoning,
+            cost=cost,
+            ttft_s=ttft_s,
+            duration_s=duration_s,
+            queue_s=queue_s,
+            limiter_wait_s=limiter_wait_s,
+            icl_p50_s=p50_s,
+            icl_p99_s=p99_s,
+            icl_max_s=max_s,
             chunks=chunks or 0,
             attempts=attempts or 0,
             retries=tuple(_reasons(retries)) if retries else (),
         )
 
 
-def _numbers(found: Any, names: Iterable[str]) -> list[float | None]:
+def _numbers(found: Any, names: Sequence[str]) -> list[float | None]:
     """These members of an object."""
-    values = map(found.get, names) if isinstance(found, dict) else repeat(None, len(list(names)))
+    values = map(found.get, names) if isinstance(found, dict) else repeat(None, len(names))
     return [float(value) if type(value) is float or type(value) is int else None for value in values]
 
 
@@ -89,7 +101,7 @@ def _reasons(retries: Any) -> list[str]:
     return [str(retry["reason"]) for retry in found if isinstance(retry, dict) and "reason" in retry]
 
 
-_FIRST_TOKENS: Final = Finished._fields.index(TOKENS[0])
+_tokens_of = attrgetter(*TOKENS)
 
 
 class Tally(Counter[str]):
@@ -130,7 +142,7 @@ class Totals:
         self.rejected += not job.ok and job.attempts == 0
         self.attempts += job.attempts
         self.chunks += job.chunks
-        for name, tokens in zip(TOKENS, job[_FIRST_TOKENS:], strict=False):
+        for name, tokens in zip(TOKENS, _tokens_of(job), strict=True):
             if tokens:
                 self.tokens[name] += tokens
         if job.cost is not None:

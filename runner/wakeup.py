@@ -28,7 +28,7 @@ class Wakeup:
         self._rung = False
 
     async def wait(self, seconds: float) -> None:
-        """Returns when it has rung, in the loop's next turn if it rang before, or when the time is over (inf: never)."""
+        """Returns when it has rung, in the next turn of the loop if it rang before, or after so long (inf: never)."""
         if self._rung:
             await asyncio.sleep(0)
             return

@@ -21,6 +21,7 @@ from runner.limits import MAX_CHOICES
 from runner.outcome import Usage
 
 _FIRST = frozenset({"id", "created", "model"})
+_NOTHING = weigh(None)
 
 
 class Choice(ABC):
@@ -166,7 +167,7 @@ class ChoicesAccumulator(ABC):
         if key not in kept:
             self._held.bytes += NODE_BYTES + len(key)
         kept[key] = value
-        self._held.bytes += weigh(value) - weigh(before)
+        self._held.bytes += weigh(value) - (_NOTHING if before is None else weigh(before))
 
     def _take_choices(self, entries: Any) -> list[Delta]:
         if not isinstance(entries, list):
