@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-import httpx2
-
 from runner import ratelimits, records, tokens
 from runner.admission import Admission
 from runner.attempt import Attempted, Continuation, run_attempt
@@ -45,6 +43,7 @@ from runner.reservation import Reservation
 from runner.retries import AttemptFailed, retrying
 from runner.settings import Settings
 from runner.tickets import AdmissionClosed, AllDisabled, Need, NeverFits, NotServed, Ticket
+from runner.transport import ResponseBody
 from runner.wire import choices_of, encode_body
 
 log = logging.getLogger(__name__)
@@ -273,9 +272,9 @@ class JobRun:
                 self._answer_begins()
         return attempted
 
-    def _headers_came(self, response: httpx2.Response) -> None:
+    def _headers_came(self, answer: ResponseBody) -> None:
         assert self._ticket is not None
-        self._bench.admission.answered(self._ticket, ratelimits.of_raw(response.headers.raw))
+        self._bench.admission.answered(self._ticket, ratelimits.of_raw(answer.headers))
 
     def _failed(self, ticket: Ticket, fault: Fault) -> None:
         bench = self._bench

@@ -45,9 +45,7 @@ class Body(ResponseBody):
         "_take",
         "_timer",
         "_waiter",
-        "headers",
         "size",
-        "status",
     )
 
     def __init__(self, source: Source, sent_ns: int) -> None:
@@ -59,9 +57,6 @@ class Body(ResponseBody):
         self._take: Take | None = None
         self._waiter: asyncio.Future[bool] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self.status = 0
-        """0 until the answer's headers are in."""
-        self.headers: list[tuple[bytes, bytes]] = []
         self.size = 0
         """Bytes that have arrived and not been read."""
 
