@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import httpx2
-
 from runner import accumulate
 from runner.accumulate import Accumulator, MalformedChunk, StreamError
 from runner.accumulate.abridged import abridged
@@ -36,7 +34,7 @@ from runner.outcome import Completed, Failed, Outcome
 from runner.streaming import FaultFound, Sink, Stream, bound, bound_values, fault_in_stream
 from runner.transport import ResponseBody
 
-Opening = Callable[[], Awaitable[tuple[httpx2.Response, ResponseBody]]]
+Opening = Callable[[], Awaitable[ResponseBody]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +64,7 @@ async def run_attempt(
     choices: int,
     deadlines: Deadlines,
     sink: Sink,
-    on_headers: Callable[[httpx2.Response], None],
+    on_headers: Callable[[ResponseBody], None],
     continuation: Continuation | None = None,
 ) -> Attempted:
     """Makes one request and reads its answer to the end.
@@ -124,19 +122,19 @@ class _Reader:
 
     # ── Opening ──────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def exchange(self, send: Opening, on_headers: Callable[[httpx2.Response], None]) -> None:
+    async def exchange(self, send: Opening, on_headers: Callable[[ResponseBody], None]) -> None:
         """From sending to the last byte that matters; the connection is given back or closed in every case."""
-        response, body = await send()
+        body = await send()
         try:
             self._result.sent_ns = body.sent_ns
             self._result.headers_ns = body.headers_ns
-            self._result.status = response.status_code
-            head = announced(response.headers.raw)
+            self._result.status = body.status
+            head = announced(body.headers)
             self._result.request_id = head.request_id
-            on_headers(response)
+            on_headers(body)
             # A server that answers a stream with one JSON body still answered; an error in it is found below.
             answer = self._answer if head.media_type != JSON else None
-            refusal = head.refusal(JSON if answer is None else EVENT_STREAM, response.status_code)
+            refusal = head.refusal(JSON if answer is None else EVENT_STREAM, body.status)
             if refusal is not None:
                 raise FaultFound(refusal)
             await (self._read_whole(body) if answer is None else self._read_stream(body, answer))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import sub
 from typing import TYPE_CHECKING, Any
 
 from runner.outcome import Outcome
@@ -51,15 +53,12 @@ class Attempted:
         else:
             self.count_all([now_ns - self.sent_ns])
 
-    def count_all(self, after_ns: list[int]) -> None:
+    def count_all(self, after_ns: Sequence[int]) -> None:
         """More chunks with content arrived, so long after it was sent."""
         self.chunks += len(after_ns)
         sent_ns = self.sent_ns
         before_ns = self.last_content_ns - sent_ns
         self.last_content_ns = sent_ns + after_ns[-1]
-        gaps = []
-        for now_ns in after_ns:
-            gaps.append((now_ns - before_ns) / 1e9)
-            before_ns = now_ns
-        self.coalesced += gaps.count(0.0)
-        self.gaps.add_all(gaps)
+        gaps_ns = list(map(sub, after_ns, (before_ns, *after_ns)))
+        self.coalesced += gaps_ns.count(0)
+        self.gaps.add_all([gap_ns / 1e9 for gap_ns in gaps_ns])

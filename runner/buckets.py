@@ -30,8 +30,8 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict, deque
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
 
 import anyio
 from aiolimiter import AsyncLimiter
@@ -142,6 +142,34 @@ class Bucket:
         self._use.add(amount)
         self._reserved.add(amount)
 
+    def has(self, amount: float) -> bool:
+        """Whether `acquire` would have nothing to wait for, and no debt to see to: then `pay` does the same."""
+        if self._owed > 0 or self._balance < 0 or amount > max(1.0, self.per_minute / 60):
+            return False
+        due = _grains(amount)
+        credit = min(self._balance, due)
+        return (
+            due - credit <= self.burst
+            and self._limiter.has_capacity(due - credit)
+            and not self._is_full(amount, amount, self._clock() if credit > 0 else self._credited_s)
+            and not any(count.lacks(amount) for count in self._server.values())
+        )
+
+    def pay(self, amount: float) -> None:
+        """Pays what `has` said is there."""
+        due = _grains(amount)
+        credit = min(self._balance, due)
+        if credit > 0:
+            self._balance -= credit
+            self._credited_s = self._clock()
+        if due > credit:
+            _at_once(self._limiter.acquire(due - credit))
+        for count in self._server.values():
+            count.pay(amount)
+        self._largest = max(self._largest, amount)
+        self._use.add(amount)
+        self._reserved.add(amount)
+
     async def _pay_off(self) -> None:
         """Waits until what a large one owes is paid; time pays it, whether anybody waits or not."""
         while (owed := self._still_owed) > 0:
@@ -167,14 +195,14 @@ class Bucket:
         return max(0.0, self._owed - self.rate_per_s * (self._clock() - self._owed_at))
 
     async def _within_the_minute(self, amount: float, at_once: float) -> None:
-        while self._is_full(amount, at_once):
+        while self._is_full(amount, at_once, self._credited_s):
             self._eased = anyio.Event()
             with anyio.move_on_after(self._use.changes_in_s):
                 await self._eased.wait()
 
-    def _is_full(self, amount: float, at_once: float) -> bool:
+    def _is_full(self, amount: float, at_once: float, credited_s: float) -> bool:
         """Whether the last 60 s hold more than the limit. Where nothing went on credit, the bucket has seen to that."""
-        credited = amount > at_once or self._clock() - self._credited_s <= WINDOW_S + _BIN_S
+        credited = amount > at_once or self._clock() - credited_s <= WINDOW_S + _BIN_S
         room = self.per_minute + max(0.0, self.burst - amount) - (at_once if amount > at_once else 0.0)
         return credited and self._use.total > room
 
@@ -234,6 +262,16 @@ class Bucket:
     def free(self) -> float:
         """The part of a minute's allowance that is unspent as of now, 0 to 1, by our count and by the server's."""
         return max(0.0, min(1 - self.used / self.per_minute, *(count.free for count in self._server.values()), 1.0))
+
+
+def _at_once(paying: Coroutine[Any, Any, None]) -> None:
+    """Runs what has nothing to wait for."""
+    try:
+        paying.send(None)
+    except StopIteration:
+        return
+    paying.close()
+    raise AssertionError("it waits")
 
 
 def _grains(amount: float) -> float:
@@ -320,6 +358,14 @@ class _ServerCount:
         while (missing := amount - self._now()) > 0 and (left_s := end - self._clock()) > 0:
             with anyio.move_on_after(min(max(missing * 60 / self._limit, 1e-3), left_s)):
                 await self._changed.wait()
+        self.pay(amount)
+
+    def lacks(self, amount: float) -> bool:
+        """Whether it would have to be waited for."""
+        return amount > self._now()
+
+    def pay(self, amount: float) -> None:
+        """Takes it, as far as it is there."""
         self._level = max(0.0, self._now() - amount)
         self._at = self._clock()
 
@@ -366,6 +412,14 @@ class Quota:
             self._eased = anyio.Event()
             with anyio.move_on_after(wait_s):
                 await self._eased.wait()
+        self.correct(-amount)
+
+    def has(self, amount: float) -> bool:
+        """Whether there is room for `amount` now."""
+        return self.opens_in(amount) <= 0
+
+    def pay(self, amount: float) -> None:
+        """Takes what `has` said is there."""
         self.correct(-amount)
 
     def opens_in(self, amount: float) -> float:

@@ -15,10 +15,11 @@ from openai import APIConnectionError, APITimeoutError, AsyncAzureOpenAI, AsyncO
 from openai._models import FinalRequestOptions
 
 from runner import deadlines
+from runner.announced import announced
 from runner.jobs import Api
 from runner.limits import ERROR_BODY_TIMEOUT_S, MAX_ERROR_BODY_BYTES
 from runner.settings import TransportKind
-from runner.transport import BODY, ResponseBody, Transport, Wire, environment_proxy
+from runner.transport import ResponseBody, Transport, Wire, environment_proxy, response_of
 
 _STREAM_HEADERS: Final = {
     "Accept": "text/event-stream",
@@ -28,12 +29,11 @@ _STREAM_HEADERS: Final = {
 _PLAIN_HEADERS: Final = _STREAM_HEADERS | {"Accept": "application/json"}
 
 
-async def _refusal(response: httpx2.Response, request: httpx2.Request) -> httpx2.Response:
+async def _refusal(body: ResponseBody, request: httpx2.Request) -> httpx2.Response:
     """A bad answer with as much of its body as came: the status counts, whatever becomes of the body.
 
     No deadline of the attempt may pass meanwhile: a bad key would be a timeout, and tried again by every job.
     """
-    body: ResponseBody = response.extensions[BODY]
     try:
         with deadlines.suspended():
             content = await body.read_some(MAX_ERROR_BODY_BYTES, ERROR_BODY_TIMEOUT_S)
@@ -41,9 +41,9 @@ async def _refusal(response: httpx2.Response, request: httpx2.Request) -> httpx2
         await body.aclose()
     coded = (b"content-encoding", b"content-length", b"transfer-encoding")
     # As bytes: as text, a header that isn't ASCII could not be put into a Response again.
-    headers = [(name, value) for name, value in response.headers.raw if name.lower() not in coded]
-    content = _decoded(content, response.headers.get("content-encoding", ""))
-    return httpx2.Response(response.status_code, headers=headers, content=content, request=request)
+    headers = [(name, value) for name, value in body.headers if name.lower() not in coded]
+    content = _decoded(content, announced(body.headers).encoding)
+    return httpx2.Response(body.status, headers=headers, content=content, request=request)
 
 
 def _decoded(content: bytes, coding: str) -> bytes:
@@ -86,22 +86,27 @@ class _Prepared(AsyncOpenAI):
             openai.APIStatusError: the status isn't 2xx; its (bounded) body has been read.
             openai.APIConnectionError: no answer came.
         """
-        return await self.dispatch(options, options.content)
+        body, request = await self._dispatch(options, options.content)
+        return response_of(body, request)
 
-    async def dispatch(self, options: FinalRequestOptions, content: bytes) -> httpx2.Response:
+    async def dispatch(self, options: FinalRequestOptions, content: bytes) -> ResponseBody:
         """The same with options that serve many requests: building them takes the SDK 30 to 100 µs."""
+        body, _ = await self._dispatch(options, content)
+        return body
+
+    async def _dispatch(self, options: FinalRequestOptions, content: bytes) -> tuple[ResponseBody, httpx2.Request]:
         if self._api_key_provider is not None:  # then the key that it gives is written into the options' headers
             options = options.model_copy()
         template = self._template(await self._prepare_options(options))
         try:
-            response = await self._wire.send(template, content)
+            body = await self._wire.send(template, content)
         except httpx2.TimeoutException as error:
             raise APITimeoutError(request=template.request) from error
         except httpx2.TransportError as error:
             raise APIConnectionError(request=template.request) from error
-        if response.is_success:
-            return response
-        raise self._make_status_error_from_response(await _refusal(response, template.request))
+        if 200 <= body.status < 300:
+            return body, template.request
+        raise self._make_status_error_from_response(await _refusal(body, template.request))
 
     def _template(self, options: Any) -> Any:
         if options.method == "get":
@@ -147,7 +152,7 @@ def _open_transport(kind: TransportKind, *, trust_env: bool, proxy: str | None) 
 class Poster(Protocol):
     """What an attempt needs of a client."""
 
-    async def post(self, api: Api, content: bytes, *, stream: bool) -> tuple[httpx2.Response, ResponseBody]:
+    async def post(self, api: Api, content: bytes, *, stream: bool) -> ResponseBody:
         """Posts one request; returns when the headers of a good answer have arrived.
 
         Raises:
@@ -196,28 +201,22 @@ class Client:
             return _Deployment(self, f"/deployments/{quote(model, safe='')}")
         return self
 
-    async def post(
-        self, api: Api, content: bytes, *, stream: bool, prefix: str = ""
-    ) -> tuple[httpx2.Response, ResponseBody]:
+    async def post(self, api: Api, content: bytes, *, stream: bool, prefix: str = "") -> ResponseBody:
         """See `Poster`. `prefix` comes before the path."""
         key = (prefix + api.value, stream)
         options = self._options.get(key)
         if options is None:
             options = self._options[key] = _options(*key)
-        response = await self._openai.dispatch(options, content)
-        return response, response.extensions[BODY]
+        return await self._openai.dispatch(options, content)
 
-    async def get(
-        self, response_id: str, *, stream: bool, after: int | None = None
-    ) -> tuple[httpx2.Response, ResponseBody]:
+    async def get(self, response_id: str, *, stream: bool, after: int | None = None) -> ResponseBody:
         """Asks for a background response: its state, or its events (behind the one numbered `after`). As `post`."""
         params: dict[str, object] = {"stream": "true"} if stream else {}
         if after is not None:
             params["starting_after"] = after
         options = _options(f"{Api.RESPONSES.value}/{quote(response_id, safe='')}", stream)
         options.method, options.params = "get", params
-        response = await self._openai.dispatch(options, b"")
-        return response, response.extensions[BODY]
+        return await self._openai.dispatch(options, b"")
 
     async def aclose(self) -> None:
         """Closes every connection."""
@@ -230,6 +229,6 @@ class _Deployment(NamedTuple):
     client: Client
     prefix: str
 
-    async def post(self, api: Api, content: bytes, *, stream: bool) -> tuple[httpx2.Response, ResponseBody]:
+    async def post(self, api: Api, content: bytes, *, stream: bool) -> ResponseBody:
         """See `Poster`. The Responses API names the model in the body alone."""
         return await self.client.post(api, content, stream=stream, prefix="" if api is Api.RESPONSES else self.prefix)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import orjson
@@ -40,16 +41,32 @@ class Delta(NamedTuple):
     """The visible text of it (content or refusal); empty for reasoning and tool calls. `stop_after` counts it."""
 
 
-class Arrived(NamedTuple):
-    """A delta that is text alone, as a stream brings them by the thousand: its payload is not taken apart."""
+class Texts(NamedTuple):
+    """Deltas in a row that are text alone, as a stream brings them by the thousand.
 
-    after_ns: int
-    """Since the attempt was sent."""
-    payload: bytes
-    """As JSON."""
-    text: str
+    Column by column, since an object for each would cost more than to read it; nobody has taken the payloads apart.
+    """
+
+    after_ns: Sequence[int]
+    """When each arrived, since the attempt was sent."""
+    written: Sequence[bytes]
+    """Each text as JSON."""
+    texts: Sequence[str]
+    before: bytes
+    """What a payload's JSON has before its text, the same for all of them…"""
+    behind: bytes
+    """…and behind it."""
 
     @property
-    def delta(self) -> Delta:
-        """The same with a payload to read."""
-        return Delta(DeltaKind.TEXT, orjson.loads(self.payload), self.text)
+    def first(self) -> Delta:
+        """The first one with a payload to read."""
+        return self._delta(0)
+
+    @property
+    def deltas(self) -> list[Delta]:
+        """All of them so."""
+        return [self._delta(at) for at in range(len(self.texts))]
+
+    def _delta(self, at: int) -> Delta:
+        payload = orjson.loads(self.before + self.written[at] + self.behind)
+        return Delta(DeltaKind.TEXT, payload, self.texts[at])

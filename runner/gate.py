@@ -113,6 +113,26 @@ class Gate:
                 self.tokens.went()
             return waited
 
+    def is_free_for(self, tokens: int) -> bool:
+        """Whether `enter` would have nothing to wait for: then `enter_now` does the same."""
+        return (
+            not self._turn.locked()
+            and self.in_flight < self.concurrency.limit
+            and (self.tokens is None or self.tokens.has(tokens))
+            and (self.requests is None or self.requests.has(1))
+            and (self.outer is None or self.outer.is_free_for(tokens))
+        )
+
+    def enter_now(self, tokens: int) -> None:
+        """Takes what `is_free_for` said is free."""
+        self.in_flight += 1
+        if self.tokens is not None:
+            self.tokens.pay(tokens)
+        if self.requests is not None:
+            self.requests.pay(1)
+        if self.outer is not None:
+            self.outer.enter_now(tokens)
+
     async def _slot(self) -> None:
         start = self._clock()
         while self.in_flight >= self.concurrency.limit:

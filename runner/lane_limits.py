@@ -78,6 +78,15 @@ class LaneLimits:
                 return BY_NAME[name].label, wait_s
         return None, 0.0
 
+    def have(self, need: Need) -> bool:
+        """Whether an attempt would have nothing to wait for."""
+        return all(bucket.has(BY_NAME[name].of(need)) for name, bucket in self.buckets.items())
+
+    def pay(self, need: Need) -> None:
+        """Pays for an attempt that they have room for."""
+        for name, bucket in self.buckets.items():
+            bucket.pay(BY_NAME[name].of(need))
+
     def went(self) -> None:
         """What was paid last is sent now."""
         for _, bucket in self._of_minutes():

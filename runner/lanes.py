@@ -32,6 +32,7 @@ from runner.lane_limits import LaneLimits
 from runner.pace import ALONE, MANY, Pace
 from runner.ratelimits import UNKNOWN, RateLimits
 from runner.tickets import MEASURES, Need, NeverFits, Ticket
+from runner.wakeup import Wakeup
 
 if TYPE_CHECKING:
     from runner.endpoints import Endpoint
@@ -69,7 +70,7 @@ class Lane:
         self.limits = LaneLimits(limits, clock)
         self._admitted = 0
         self._admitted_tokens = 0
-        self._changed = anyio.Event()
+        self._changed = Wakeup()
         self._serving: anyio.CancelScope | None = None
         """While it is at work on an attempt."""
         self.cooldown = Cooldown()
@@ -258,11 +259,11 @@ class Lane:
     async def run(self) -> None:
         """Admits one after the other until it is cancelled."""
         while True:
-            self._changed = anyio.Event()
+            self._changed.forget()
             first, pause_s = self._waiting.first_for(self)
             if first is None:
                 self._gate.decline(self)
-                await self._wait(pause_s)
+                await self._changed.wait(pause_s)
                 continue
             what, pause_s = self._hindrance(first.need)
             if what is not None:
@@ -272,15 +273,11 @@ class Lane:
             if best is not self:
                 best.wake()
                 self._gate.decline(self)
-                await self._wait(math.inf)
+                await self._changed.wait(math.inf)
                 continue
             await self._serve(first)
             if self._admitted % AT_ONCE == 0:
                 await anyio.lowlevel.checkpoint()
-
-    async def _wait(self, pause_s: float) -> None:
-        with anyio.move_on_after(pause_s):
-            await self._changed.wait()
 
     async def _hindered(self, first: Waiter, what: str, pause_s: float) -> None:
         """Waits for what keeps it from taking the first in line, unless another lane can."""
@@ -294,7 +291,7 @@ class Lane:
             self._gate.decline(self)
         self._waiting.pass_on(self)
         start = self._clock()
-        await self._wait(pause_s)
+        await self._changed.wait(pause_s)
         waited_s = max(0.0, min(self._clock(), first.taken_s) - start)
         self._gate.blocked[what] += waited_s
         if what != "concurrency":
@@ -306,6 +303,17 @@ class Lane:
             return
         self._pace.sent()
         self._paced_until = max(self._paced_until, self._clock() - CATCH_UP_S) + 1 / self._pace.per_s
+        if self.limits.have(waiter.need) and self._gate.is_free_for(waiter.need.tokens):  # as is usual
+            self._waiting.take(waiter, self)
+            self.limits.pay(waiter.need)
+            self._gate.enter_now(waiter.need.tokens)
+            self._gate.decline(self)
+            waiter.turn.set_result(self._grant(waiter))
+        else:
+            await self._serve_in_turn(waiter)
+
+    async def _serve_in_turn(self, waiter: Waiter) -> None:
+        """The same, where something has to be waited for."""
         paid: list[str] = []
         entered = False
         scope = self._serving = anyio.CancelScope()
@@ -417,4 +425,4 @@ class Lane:
 
     def wake(self) -> None:
         """Something changed that it may be waiting for."""
-        self._changed.set()
+        self._changed.ring()

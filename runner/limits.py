@@ -60,7 +60,7 @@ CONNECT_TIMEOUT_S: Final = 15.0
 SOCKET_BLOCK_BYTES: Final = 64 * KIB
 """What a transport reads ahead of an attempt that waits, about twice this: at 256 KiB 32 streams held 13 MB more, for
 nothing: 64 KiB hold a thousand chunks."""
-GATHER_S: Final = 0.1
+GATHER_S: Final = 0.2
 """Blocks of a steady stream are taken together when the first of them is so old…"""
 GATHER_BYTES: Final = 16 * KIB
 """…or when they are so large."""

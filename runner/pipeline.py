@@ -157,9 +157,7 @@ class Pipeline:
 
     async def _worker(self, receive: MemoryObjectReceiveStream[Item]) -> None:
         async with receive:
-            async for item in receive:
-                if self.drain.asked:
-                    return
+            while (item := await _next(receive)) is not None and not self.drain.asked:
                 size = item.size_bytes if isinstance(item, Job) else 0
                 self._held_bytes += size
                 await self._one(item)
@@ -201,3 +199,11 @@ class Pipeline:
     async def _deadline(self, seconds: float) -> None:
         await anyio.sleep(seconds)
         self.drain.ask(4, f"--deadline {seconds:g} s is over")
+
+
+async def _next(receive: MemoryObjectReceiveStream[Item]) -> Item | None:
+    """The next item; None at the end. `receive` alone would give up the loop for every job."""
+    try:
+        return receive.receive_nowait()
+    except (anyio.WouldBlock, anyio.EndOfStream):
+        return await anext(receive, None)

@@ -16,7 +16,6 @@ Accepted: a response is lost, and paid for again, when the process is killed bef
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final
@@ -26,7 +25,7 @@ import anyio
 from runner import accumulate
 from runner.attempt import Attempted, Continuation
 from runner.background import Known, Stored, Text, Verdict, id_of, verdict_on
-from runner.deltas import Arrived, Delta, DeltaKind
+from runner.deltas import Delta, DeltaKind, Texts
 from runner.earlier import EarlierDeltas, marks
 from runner.faults import Fault, FaultKind
 from runner.jobs import Job
@@ -248,10 +247,10 @@ class BackgroundRun(JobRun):
             super().delta(delta, t_s)
         self._bench.journal.hurry()
 
-    def texts(self, arrived: Sequence[Arrived]) -> None:
+    def texts(self, texts: Texts) -> None:
         """See `JobRun`."""
-        for text in arrived:
-            self.delta(text.delta, text.after_ns / 1e9)
+        for after_ns, delta in zip(texts.after_ns, texts.deltas, strict=True):
+            self.delta(delta, after_ns / 1e9)
 
     def _record(self, outcome: Outcome) -> dict[str, Any]:
         record = super()._record(outcome)

@@ -1,14 +1,15 @@
 """Blocks of one streamed answer → events → deltas.
 
 An event goes through the accumulator and leaves as Deltas, each to the sink at once. But nearly every event brings text
-and nothing else: such texts are read by what they have in common with the one before (`Template`), and those that are
-taken together are handed on together. While a stream is steady, its body lets them gather (`gathers`), each with the
+and nothing else: a run of such events is read in one go, by what each has in common with the one before (`Template`),
+and its texts are handed on together. While a stream is steady, its body lets them gather (`gathers`), each with the
 time at which it came: to touch all that an answer consists of, for one token, costs most of what reading it costs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import methodcaller
 from typing import Final, Protocol
 
 from runner import faults, sse
@@ -16,15 +17,22 @@ from runner.accumulate import Accumulator, MalformedChunk, StreamError
 from runner.accumulate.allowance import Place, has_too_many_values
 from runner.attempted import Attempted
 from runner.deadlines import Watch
-from runner.deltas import Arrived, Delta
+from runner.deltas import Delta, Texts
 from runner.faults import Fault, FaultKind
 from runner.jobs import StopAfter
 from runner.limits import GATHER_S, LARGE_EVENT_BYTES, MAX_STREAM_BYTES, SLICE_BYTES
 from runner.transport import ResponseBody
 
-_STEADY_NS: Final = int(GATHER_S * 1e9 / 2)
-"""Of a stream whose blocks are further apart, none would meet another."""
+_STEADY_NS: Final = int(GATHER_S * 1e9 * 0.6)
+"""Of a stream whose blocks are further apart, few would meet another."""
+_EVENT_END: Final = b"\n\n"
+_FEW: Final = 8
+_ends_event = methodcaller("endswith", _EVENT_END)
+_events_in = methodcaller("count", _EVENT_END)
 _new = tuple.__new__  # a NamedTuple's own constructor is a Python function
+
+Block = tuple[bytes, int]
+"""A piece of a body, and when it arrived (monotonic, in nanoseconds)."""
 
 
 class Sink(Protocol):
@@ -33,8 +41,8 @@ class Sink(Protocol):
     def delta(self, delta: Delta, t_s: float) -> None:
         """Takes one delta; `t_s` is seconds since the attempt was sent. Must not block."""
 
-    def texts(self, arrived: Sequence[Arrived]) -> None:
-        """Takes deltas that are text alone, in their order. Must not block."""
+    def texts(self, texts: Texts) -> None:
+        """Takes deltas that are text alone, at least one. Must not block."""
 
     @property
     def is_live(self) -> bool:
@@ -65,7 +73,6 @@ class Stream:
         "_chars",
         "_decoder",
         "_gap_ns",
-        "_gathered",
         "_held",
         "_is_live",
         "_now_ns",
@@ -105,9 +112,8 @@ class Stream:
         self._chars = chars
         self._is_live = sink.is_live or stop_after is not None
         self._decoder = sse.Decoder(reading.allowance.bound)
-        self._gathered: list[Arrived] = []
         self._size = 0
-        self._untaken: list[tuple[bytes, int]] = []  # the last first: what waits for the disk
+        self._untaken: list[Block] = []  # what waits for the disk
         self._now_ns = 0  # when the last block arrived…
         self._gap_ns = 0  # …and how long after the one before
         self._held = (0, 0)
@@ -119,7 +125,7 @@ class Stream:
         self.stopped = False
         """…because the job said so."""
 
-    def take(self, blocks: list[tuple[bytes, int]]) -> bool:
+    def take(self, blocks: list[Block]) -> bool:
         """Takes what has arrived (see `Take`); True when nothing more is wanted, or the disk is behind.
 
         Raises:
@@ -127,44 +133,37 @@ class Stream:
         """
         if not self._size:
             self._result.first_chunk_ns = blocks[0][1]
-        blocks.reverse()
+        before_ns = blocks[-2][1] if len(blocks) > 1 else self._now_ns
+        self._gap_ns = blocks[-1][1] - before_ns
         self._untaken = blocks
         return self.go_on()
 
     def go_on(self) -> bool:
-        """Takes the rest of that, bit by bit where it is much; True as `take`."""
+        """Takes the rest of that, slice by slice where it is much; True as `take`."""
         self.behind = False
         while self._untaken and not self.behind:
-            self.over = self._take_some()
+            self.over = self._take_slice(self._next_slice())
             if self.over:
                 return True
-            if self._gathered:
-                self._hand_over()
             self._bound()
         self._body.gathers = self._gap_ns < _STEADY_NS and not self._is_live and self._answer.repeated is not None
         return self.behind
 
-    def _take_some(self) -> bool:
-        """Takes up to SLICE_BYTES; True when nothing more is wanted."""
-        untaken, left = self._untaken, SLICE_BYTES
-        while untaken and left > 0:
-            block, now_ns = untaken.pop()
-            if len(block) > left:
-                untaken.append((block[left:], now_ns))
-                block = block[:left]
-            left -= len(block)
-            self._size += len(block)
-            if self._size > MAX_STREAM_BYTES:
-                raise FaultFound(Fault(FaultKind.TOO_LARGE, f"the stream is larger than {MAX_STREAM_BYTES} bytes"))
-            self._gap_ns, self._now_ns = now_ns - self._now_ns, now_ns
-            if self._take_events(block):
-                return True
-        return False
+    def _next_slice(self) -> list[Block]:
+        """Up to SLICE_BYTES of what is to be taken."""
+        untaken, self._untaken = self._untaken, []
+        size = sum([len(block) for block, _ in untaken])
+        if size > SLICE_BYTES:
+            untaken, self._untaken = _cut(untaken, SLICE_BYTES)
+            size = SLICE_BYTES
+        self._size += size
+        if self._size > MAX_STREAM_BYTES:
+            raise FaultFound(Fault(FaultKind.TOO_LARGE, f"the stream is larger than {MAX_STREAM_BYTES} bytes"))
+        self._now_ns = untaken[-1][1]
+        return untaken
 
     def close(self) -> None:
-        """Hands on what is gathered, and forgets what was being read, whose room is for others now."""
-        if self._gathered:
-            self._hand_over()
+        """Forgets what was being read, whose room is for others now."""
         self._decoder = sse.Decoder()
         self._untaken = []
 
@@ -177,31 +176,55 @@ class Stream:
             bound(self._reading, held[1])
         self.behind = not self._sink.has_room
 
-    def _take_events(self, block: bytes) -> bool:
-        """Takes the events that a slice completes; True when nothing more is wanted."""
-        template = self._answer.repeated
-        if template is None or not self._decoder.is_idle or not block.endswith(b"\n\n"):
-            return self._decode(block)
-        after_ns = self._now_ns - self._result.sent_ns
-        for event in block[:-2].split(b"\n\n"):
-            found = None if template is None else template.text_of(event)
-            if found is None:
-                if self._decode(event + b"\n\n"):
+    def _take_slice(self, blocks: list[Block]) -> bool:
+        """Takes what a slice completes; True when nothing more is wanted.
+
+        A run in which one event isn't like the others is halved until that event is alone.
+        """
+        todo = [blocks]
+        while todo:
+            run = todo.pop()
+            texts = self._alike(run)
+            if texts is not None:
+                if self._hand_over(texts):
                     return True
-                template = self._answer.repeated
-            else:
-                self._gathered.append(_new(Arrived, (after_ns, *found)))
-                if self._is_live and self._hand_over():
-                    return True
+            elif len(run) > 1:
+                middle = len(run) // 2 if self._answer.repeated is not None else 1
+                todo += run[middle:], run[:middle]
+            elif self._answer.may_repeat and self._has_many(run[0][0]):
+                todo.append(_events_of(*run[0]))
+            elif self._decode(*run[0]):
+                return True
         return False
 
-    def _decode(self, block: bytes) -> bool:
+    def _alike(self, run: list[Block]) -> Texts | None:
+        """What a run of blocks says, if it consists of events that bring text alone; None: it doesn't."""
+        template = self._answer.repeated
+        if template is None or not self._decoder.is_idle:
+            return None
+        blocks = [block for block, _ in run]
+        found = template.texts_of(b"".join(blocks))
+        if found is None or (self._is_live and len(found[1]) > 1):
+            return None
+        written, texts = found
+        sent_ns = self._result.sent_ns
+        after_ns = [now_ns - sent_ns for _, now_ns in run]
+        if len(texts) > 1 and not all(map(_ends_event, blocks)):
+            return None  # an event came in two blocks: its time is that of the second
+        if len(texts) != len(run):
+            after_ns = [at_ns for block, at_ns in zip(blocks, after_ns, strict=True) for _ in range(_events_in(block))]
+        return _new(Texts, (after_ns, written, texts, template.before, template.behind))
+
+    def _has_many(self, block: bytes) -> bool:
+        """Whether it is worth while to take its events one by one until they repeat each other."""
+        many = 1 if self._answer.repeated is not None else _FEW
+        return self._decoder.is_idle and _ends_event(block) and _events_in(block) > many
+
+    def _decode(self, block: bytes, now_ns: int) -> bool:
         """Takes any bytes."""
-        if self._gathered and self._hand_over():
-            return True
         try:
             for name, data in self._decoder.feed(block):
-                if self._take_event(name, data):
+                if self._take_event(name, data, now_ns):
                     return True
         except sse.LineTooLong as error:
             raise FaultFound(Fault(FaultKind.TOO_LARGE, str(error))) from error
@@ -209,15 +232,15 @@ class Stream:
             raise FaultFound(fault_in_stream(error)) from error
         return False
 
-    def _take_event(self, name: str, data: bytes) -> bool:
+    def _take_event(self, name: str, data: bytes, now_ns: int) -> bool:
         if len(data) > LARGE_EVENT_BYTES:
             bound_values(data, self._answers)
         deltas = self._answer.feed(name, data)
-        return bool(deltas and self._take_deltas(deltas)) or self._answer.ended
+        return bool(deltas and self._take_deltas(deltas, now_ns)) or self._answer.ended
 
-    def _take_deltas(self, deltas: Sequence[Delta]) -> bool:
+    def _take_deltas(self, deltas: Sequence[Delta], now_ns: int) -> bool:
         """Hands on the deltas of one event; True when the job wants no more of them."""
-        t_s = (self._now_ns - self._result.sent_ns) / 1e9
+        t_s = (now_ns - self._result.sent_ns) / 1e9
         content = progress = False
         for delta in deltas:
             self._sink.delta(delta, t_s)
@@ -232,20 +255,19 @@ class Stream:
         if not content:
             return False
         result = self._result
-        result.count(self._now_ns)
+        result.count(now_ns)
         if not result.first_text_ns and self._chars:
-            result.first_text_ns = self._now_ns
+            result.first_text_ns = now_ns
         return self._is_enough()
 
-    def _hand_over(self) -> bool:
-        """Hands on the texts that were taken together; True when the job wants no more of them."""
-        gathered, self._gathered = self._gathered, []
-        texts = [text for _, _, text in gathered]
-        self._answer.take_texts(texts)
-        self._sink.texts(gathered)
+    def _hand_over(self, texts: Texts) -> bool:
+        """Hands on texts that were taken together; True when the job wants no more of them."""
+        joined = "".join(texts.texts)
+        self._answer.take_text(joined)
+        self._sink.texts(texts)
         self._watch.progress()
-        self._chars += sum(map(len, texts))
-        self._result.count_all([after_ns for after_ns, _, _ in gathered])
+        self._chars += len(joined)
+        self._result.count_all(texts.after_ns)
         return self._is_enough()
 
     def _is_enough(self) -> bool:
@@ -255,6 +277,20 @@ class Stream:
             or (wanted.chars is not None and self._chars >= wanted.chars)
         )
         return self.stopped
+
+
+def _cut(blocks: list[Block], size: int) -> tuple[list[Block], list[Block]]:
+    """The first `size` bytes of what is more, and the rest."""
+    for at, (block, now_ns) in enumerate(blocks):
+        if len(block) > size:
+            return [*blocks[:at], (block[:size], now_ns)], [(block[size:], now_ns), *blocks[at + 1 :]]
+        size -= len(block)
+    return blocks, []
+
+
+def _events_of(block: bytes, now_ns: int) -> list[Block]:
+    """A block that ends with an event, as a block for each."""
+    return [(event + _EVENT_END, now_ns) for event in block[: -len(_EVENT_END)].split(_EVENT_END)]
 
 
 def bound(place: Place, held: int) -> None:

@@ -56,6 +56,10 @@ _VOCABULARIES: Final = {
 }
 
 
+_CAPS: Final = ("max_completion_tokens", "max_output_tokens", "max_tokens")
+_SCHEMAS: Final = frozenset({"tools", "functions", "response_format", "text"})
+
+
 class Estimate(NamedTuple):
     """Tokens to reserve."""
 
@@ -87,27 +91,32 @@ def _with_output(job: Job, counted: int, method: Literal["tiktoken", "heuristic"
     if job.api is Api.EMBEDDINGS:
         return Estimate(counted, 0, method)
     body = job.body
-    caps = [body.get(key) for key in ("max_completion_tokens", "max_output_tokens", "max_tokens")]
-    cap = next((cap for cap in caps if isinstance(cap, int) and not isinstance(cap, bool) and cap >= 0), None)
-    best_of = body.get("best_of") if job.api is Api.COMPLETIONS else None
-    each = max([count for count in (body.get("n"), best_of) if isinstance(count, int)], default=1)
-    choices = max(each, 1) * _prompts(job)
+    cap = next((body[key] for key in _CAPS if key in body and type(body[key]) is int and body[key] >= 0), None)
+    choices = _choices(job)
     if cap is None:
         return Estimate(counted, default * choices, method, guessed=choices)
     return Estimate(counted, cap * choices, method)
 
 
-def _prompts(job: Job) -> int:
-    """A legacy completion may hold many prompts; a list of integers is one."""
-    prompts = job.body.get("prompt") if job.api is Api.COMPLETIONS else None
-    return len(prompts) if isinstance(prompts, list) and prompts and isinstance(prompts[0], str | list) else 1
+def _choices(job: Job) -> int:
+    """Answers that one request asks for."""
+    body = job.body
+    if job.api is not Api.COMPLETIONS:
+        n = body.get("n", 1)
+        return max(n, 1) if isinstance(n, int) else 1
+    counts = [count for count in (body.get("n"), body.get("best_of")) if isinstance(count, int)]
+    prompts = body.get("prompt")  # a legacy completion may hold many; a list of integers is one
+    if isinstance(prompts, list) and prompts and isinstance(prompts[0], str | list):
+        return max([1, *counts]) * len(prompts)
+    return max([1, *counts])
 
 
 def _collect(body: dict[str, Any], pieces: list[str]) -> int:
     """Gathers the body's texts; returns the tokens that aren't text."""
     extra = PRIMING_TOKENS
-    schemas = (body[key] for key in ("tools", "functions", "response_format", "text") if body.get(key))
-    pieces.extend(orjson.dumps(schema).decode() for schema in schemas)
+    if not _SCHEMAS.isdisjoint(body):
+        schemas = (body[key] for key in _SCHEMAS if body.get(key))
+        pieces.extend(orjson.dumps(schema).decode() for schema in schemas)
     if isinstance(body.get("instructions"), str):
         pieces.append(body["instructions"])
     stack: list[Any] = [body.get("messages"), body.get("input"), body.get("prompt")]
@@ -117,14 +126,15 @@ def _collect(body: dict[str, Any], pieces: list[str]) -> int:
             pieces.append(value)
         elif isinstance(value, list):
             # A list of integers is a text that was tokenised already.
-            extra += sum(isinstance(item, int) for item in value)
-            stack.extend(item for item in value if not isinstance(item, int))
+            others = [item for item in value if not isinstance(item, int)]
+            extra += len(value) - len(others)
+            stack += others
         elif isinstance(value, dict):
             extra += MESSAGE_TOKENS if "role" in value else 0
-            media = _media(value.get("type"))
+            media = _media(value["type"]) if "type" in value else 0
             extra += media
             if not media:
-                stack.extend(inner for key, inner in value.items() if key not in ("role", "type", "id"))
+                stack += [inner for key, inner in value.items() if key not in ("role", "type", "id")]
     return extra
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import repeat
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from runner.written import How, Written
 
 WAITS: Final = ("queue_s", "limiter_wait_s")
+TIMES: Final = ("ttft_s", "duration_s", *WAITS)
 GAPS: Final = {"icl_p50_s": "p50", "icl_p99_s": "p99", "icl_max_s": "max"}
 """What the members of `icl` are called here."""
 TOKENS: Final = ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens")
@@ -57,44 +59,49 @@ class Finished(NamedTuple):
         if not isinstance(runner, dict) or not (error is None or isinstance(error, dict)):
             raise ValueError("not a record of a run")
         code, finish, retries = (error or {}).get("code"), runner.get("finish"), runner.get("retries")
+        chunks, attempts = _counts(runner, ("chunks", "attempts"))
+        total, cached, output, reasoning = _counts(runner.get("usage"), TOKENS)
+        cost, ttft_s, duration_s, queue_s, limiter_wait_s = _numbers(runner, ("cost", *TIMES))
+        p50_s, p99_s, max_s = _numbers(runner.get("icl"), ("p50", "p99", "max"))
         return cls(
             ok=error is None,
             error_code=None if error is None else code if isinstance(code, str) else "unknown",
             finish=finish if isinstance(finish, str) else None,
-            cost=_number(runner.get("cost")),
-            chunks=_count(runner.get("chunks")) or 0,
-            attempts=_count(runner.get("attempts")) or 0,
-            retries=tuple(_reasons(retries)),
-            input_tokens=_count(_member(runner, "usage", "input_tokens")),
-            cached_tokens=_count(_member(runner, "usage", "cached_tokens")),
-            output_tokens=_count(_member(runner, "usage", "output_tokens")),
-            reasoning_tokens=_count(_member(runner, "usage", "reasoning_tokens")),
-            ttft_s=_number(runner.get("ttft_s")),
-            duration_s=_number(runner.get("duration_s")),
-            queue_s=_number(runner.get("queue_s")),
-            limiter_wait_s=_number(runner.get("limiter_wait_s")),
-            icl_p50_s=_number(_member(runner, "icl", "p50")),
-            icl_p99_s=_number(_member(runner, "icl", "p99")),
-            icl_max_s=_number(_member(runner, "icl", "max")),
+            input_tokens=total,
+            cached_tokens=cached,
+            output_tokens=output,
+            reasoning_tokens=reasoning,
+            cost=cost,
+            ttft_s=ttft_s,
+            duration_s=duration_s,
+            queue_s=queue_s,
+            limiter_wait_s=limiter_wait_s,
+            icl_p50_s=p50_s,
+            icl_p99_s=p99_s,
+            icl_max_s=max_s,
+            chunks=chunks or 0,
+            attempts=attempts or 0,
+            retries=tuple(_reasons(retries)) if retries else (),
         )
 
 
-def _member(runner: Mapping[str, Any], group: str, name: str) -> Any:
-    found = runner.get(group)
-    return found.get(name) if isinstance(found, dict) else None
+def _numbers(found: Any, names: Sequence[str]) -> list[float | None]:
+    """These members of an object."""
+    values = map(found.get, names) if isinstance(found, dict) else repeat(None, len(names))
+    return [float(value) if type(value) is float or type(value) is int else None for value in values]
 
 
-def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-
-def _count(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+def _counts(found: Any, names: Sequence[str]) -> list[int | None]:
+    values = map(found.get, names) if isinstance(found, dict) else repeat(None, len(names))
+    return [value if type(value) is int and value >= 0 else None for value in values]
 
 
 def _reasons(retries: Any) -> list[str]:
     found = retries if isinstance(retries, list) else []
     return [str(retry["reason"]) for retry in found if isinstance(retry, dict) and "reason" in retry]
+
+
+_tokens_of = attrgetter(*TOKENS)
 
 
 class Tally(Counter[str]):
@@ -126,7 +133,7 @@ class Totals:
         self.errors = Tally()
         self.finishes = Tally()
         self.retries = Tally()
-        self.times = {name: Sketch() for name in ("ttft_s", "duration_s", *WAITS, *GAPS)}
+        self.times = {name: Sketch() for name in (*TIMES, *GAPS)}
 
     def add(self, job: Finished) -> None:
         """Counts one finished job."""
@@ -135,8 +142,9 @@ class Totals:
         self.rejected += not job.ok and job.attempts == 0
         self.attempts += job.attempts
         self.chunks += job.chunks
-        for name in TOKENS:
-            self.tokens[name] += getattr(job, name) or 0
+        for name, tokens in zip(TOKENS, _tokens_of(job), strict=True):
+            if tokens:
+                self.tokens[name] += tokens
         if job.cost is not None:
             self.cost = job.cost + (self.cost or 0.0)
         else:

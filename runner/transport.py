@@ -41,13 +41,20 @@ list is its own."""
 
 
 class ResponseBody(httpx2.AsyncByteStream, ABC):
-    """The body of one response, read as it arrives: what every transport puts into `extensions[BODY]`."""
+    """One response whose headers have come, and its body, read as it arrives: what every transport's `send` returns.
 
-    __slots__ = ("arrived_ns", "gathers", "headers_ns", "sent_ns")
+    An httpx2.Response is made of it where somebody wants one (`response_of`): most are good, and nobody does.
+    """
+
+    __slots__ = ("arrived_ns", "gathers", "headers", "headers_ns", "sent_ns", "status")
 
     def __init__(self, sent_ns: int) -> None:
         self.sent_ns = sent_ns
         """Monotonic, when the request was handed to the connection pool."""
+        self.status = 0
+        """0 until the headers are in."""
+        self.headers: list[tuple[bytes, bytes]] = []
+        """As they were sent."""
         self.headers_ns = 0
         """Monotonic, when the last of the headers arrived."""
         self.arrived_ns = 0
@@ -121,8 +128,19 @@ class Wire(Protocol):
     def template(self, request: httpx2.Request) -> Any:
         """What the requests of which this is an example have in common."""
 
-    async def send(self, template: Any, content: bytes) -> httpx2.Response:
+    async def send(self, template: Any, content: bytes) -> ResponseBody:
         """Sends one of them; returns when its headers have arrived."""
+
+
+def response_of(body: ResponseBody, request: httpx2.Request) -> httpx2.Response:
+    """The same as an httpx2.Response; the body is its `extensions[BODY]`."""
+    return httpx2.Response(
+        status_code=body.status,
+        headers=body.headers,
+        stream=body,
+        request=request,
+        extensions={"http_version": b"HTTP/1.1", BODY: body},
+    )
 
 
 # The finest class first: the first match wins.
@@ -160,6 +178,8 @@ class Body(ResponseBody):
     def __init__(self, response: aiohttp.ClientResponse, sent_ns: int) -> None:
         super().__init__(sent_ns)
         self._response = response
+        self.status = response.status
+        self.headers = list(response.raw_headers)
         self.headers_ns = time.monotonic_ns()
 
     async def read(self) -> bytes:
@@ -254,9 +274,9 @@ class Transport(httpx2.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """Sends one request and returns when its headers have arrived; the body is `extensions[BODY]`."""
-        return await self.send(self.template(request), request.content)
+        return response_of(await self.send(self.template(request), request.content), request)
 
-    async def send(self, template: Template, content: bytes) -> httpx2.Response:
+    async def send(self, template: Template, content: bytes) -> Body:
         """The same for a request that was built before: only its content is new.
 
         Raises:
@@ -273,14 +293,7 @@ class Transport(httpx2.AsyncBaseTransport):
                 data=content or None,
                 allow_redirects=False,
             )
-        body = Body(response, sent_ns)
-        return httpx2.Response(
-            status_code=response.status,
-            headers=list(response.raw_headers),
-            stream=body,
-            request=template.request,
-            extensions={"http_version": b"HTTP/1.1", BODY: body},
-        )
+        return Body(response, sent_ns)
 
     async def aclose(self) -> None:
         """Closes every connection."""

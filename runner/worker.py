@@ -12,12 +12,10 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
-
-import httpx2
 
 from runner import ratelimits, records, tokens
 from runner.admission import Admission
@@ -27,7 +25,7 @@ from runner.client import Client
 from runner.costs import cost_of
 from runner.deadlines import Deadlines
 from runner.delta_lines import DeltaLines
-from runner.deltas import Arrived, Delta
+from runner.deltas import Delta, Texts
 from runner.earlier import EarlierDeltas
 from runner.endpoints import Endpoint
 from runner.errors import OutputError
@@ -45,6 +43,7 @@ from runner.reservation import Reservation
 from runner.retries import AttemptFailed, retrying
 from runner.settings import Settings
 from runner.tickets import AdmissionClosed, AllDisabled, Need, NeverFits, NotServed, Ticket
+from runner.transport import ResponseBody
 from runner.wire import choices_of, encode_body
 
 log = logging.getLogger(__name__)
@@ -273,9 +272,9 @@ class JobRun:
                 self._answer_begins()
         return attempted
 
-    def _headers_came(self, response: httpx2.Response) -> None:
+    def _headers_came(self, answer: ResponseBody) -> None:
         assert self._ticket is not None
-        self._bench.admission.answered(self._ticket, ratelimits.of_raw(response.headers.raw))
+        self._bench.admission.answered(self._ticket, ratelimits.of_raw(answer.headers))
 
     def _failed(self, ticket: Ticket, fault: Fault) -> None:
         bench = self._bench
@@ -338,12 +337,12 @@ class JobRun:
         if self._bench.echo is not None and delta.text and not delta.payload.get("index"):
             self._bench.echo.text(self._job.id, delta.text)
 
-    def texts(self, arrived: Sequence[Arrived]) -> None:
+    def texts(self, texts: Texts) -> None:
         """Lines of deltas.jsonl; part of the attempt's sink."""
-        self._lines.add_texts(arrived)
-        self._count(len(arrived))
-        if self._bench.echo is not None and not arrived[0].delta.payload.get("index"):
-            self._bench.echo.text(self._job.id, "".join([text.text for text in arrived]))
+        self._lines.add_texts(texts)
+        self._count(len(texts.texts))
+        if self._bench.echo is not None and not texts.first.payload.get("index"):
+            self._bench.echo.text(self._job.id, "".join(texts.texts))
 
     def _count(self, chunks: int) -> None:
         """Counts chunks with content."""

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
-import httpx2
 import orjson
 
 from runner.deltas import Delta
@@ -60,6 +59,12 @@ class ScriptedBody(ResponseBody):
         self.closed = False
         self.headers_ns = self.sent_ns
 
+    def announcing(self, headers, status=200):
+        """The same with a head."""
+        self.status = status
+        self.headers = [(name.encode(), value.encode()) for name, value in headers.items()]
+        return self
+
     async def read(self):
         while self._script:
             step = self._script.pop(0)
@@ -97,7 +102,7 @@ class ScriptedClient:
             raise script
         body = ScriptedBody(script)
         self.bodies.append(body)
-        return httpx2.Response(self.status, headers={"x-request-id": "req", **self.headers}), body
+        return body.announcing({"x-request-id": "req", **self.headers}, self.status)
 
 
 @dataclass
@@ -111,8 +116,8 @@ class ListSink:
     def delta(self, delta, t_s):
         self.deltas.append(delta)
 
-    def texts(self, arrived):
-        self.deltas += [text.delta for text in arrived]
+    def texts(self, texts):
+        self.deltas += texts.deltas
 
     @property
     def has_room(self):

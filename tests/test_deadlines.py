@@ -4,7 +4,6 @@ import asyncio
 from typing import Any
 
 import anyio
-import httpx2
 import pytest
 
 from runner import deadlines
@@ -15,7 +14,7 @@ from runner.faults import FaultKind
 from runner.limits import ERROR_BODY_TIMEOUT_S
 from runner.outcome import Failed
 from runner.testing.virtual_time import run_virtual
-from runner.transport import BODY, Template
+from runner.transport import Template
 from tests.scripted import ListSink, ScriptedBody, chat_job
 
 
@@ -152,8 +151,7 @@ class Refusing:
 
     async def send(self, template, content):
         status, headers = self.answer
-        body = ScriptedBody([1.0, b" "] * 100_000)
-        return httpx2.Response(status, headers=headers, stream=body, request=template.request, extensions={BODY: body})
+        return ScriptedBody([1.0, b" "] * 100_000).announcing(headers, status)
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ class Server:
             raise script
         body = _CountedBody(self, script)
         self.bodies.append(body)
-        return httpx2.Response(200, headers={"content-type": "text/event-stream"}), body
+        return body.announcing({"content-type": "text/event-stream"})
 
 
 class _CountedBody(ScriptedBody):

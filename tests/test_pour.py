@@ -33,8 +33,8 @@ class PouringBody(ScriptedBody):
 
 class PouringClient(ScriptedClient):
     async def post(self, api, content, *, stream):
-        response, body = await super().post(api, content, stream=stream)
-        return response, PouringBody(body._script)
+        body = await super().post(api, content, stream=stream)
+        return PouringBody(body._script).announcing(self.headers)
 
 
 class FullDisk(ListSink):

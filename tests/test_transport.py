@@ -58,9 +58,9 @@ async def test_plain_requests_go_through_the_proxy_with_its_credentials(monkeypa
     port = server.sockets[0].getsockname()[1]
     monkeypatch.setenv("HTTP_PROXY", f"http://me:pass@127.0.0.1:{port}")
     client = Client(base_url="http://model.example/v1", api_key="sk-1")
-    response, body = await client.post(Api.CHAT, b"{}", stream=False)
+    body = await client.post(Api.CHAT, b"{}", stream=False)
     assert await body.read() == b"{}"
-    await response.aclose()
+    await body.aclose()
     await client.aclose()
     server.close()
     (head,) = (data.lower() for data in seen)

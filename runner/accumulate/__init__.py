@@ -42,7 +42,7 @@ Delta can be written by orjson, whatever was fed. What counts as a fault:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from runner.accumulate.chat import ChatAccumulator
@@ -60,10 +60,15 @@ __all__ = ["Accumulator", "Answer", "MalformedChunk", "StreamError", "Template",
 class Template(Protocol):
     """What the events of a stream have in common that bring text and nothing else: nearly all of them."""
 
-    def text_of(self, event: bytes) -> tuple[bytes, str] | None:
-        """Of an event as it stands in the stream, less the blank line: its delta's payload as JSON, and its text.
+    before: bytes
+    """What such a delta's payload has before its text, as JSON…"""
+    behind: bytes
+    """…and behind it."""
 
-        None: it has to be decoded and fed.
+    def texts_of(self, events: bytes) -> tuple[list[bytes], list[str]] | None:
+        """Of events as they stand in the stream, each with the blank line that ends it: the texts, as JSON and read.
+
+        None: at least one of them has to be decoded and fed.
         """
 
 
@@ -74,8 +79,12 @@ class Accumulator(Protocol):
     def repeated(self) -> Template | None:
         """What the next event may have in common with the last one that was fed, and with what came since."""
 
-    def take_texts(self, texts: Iterable[str]) -> None:
-        """Takes the texts that `repeated` read, in the place of their events."""
+    @property
+    def may_repeat(self) -> bool:
+        """Whether events are looked at for what they have in common, so that they are best fed one by one."""
+
+    def take_text(self, text: str) -> None:
+        """Takes the texts that `repeated` read, joined, in the place of their events."""
 
     def feed(self, name: str, data: bytes) -> Sequence[Delta]:
         """Takes one SSE event. Raises MalformedChunk or StreamError; what had arrived before stays in `body()`."""

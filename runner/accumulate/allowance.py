@@ -34,6 +34,8 @@ from runner.limits import (
 )
 
 _CAPS: Final = ("max_completion_tokens", "max_output_tokens", "max_tokens")
+_TELLING: Final = frozenset({"logprobs", "top_logprobs", "include", "modalities", "tools"})
+"""Keys of a body that ask for more than text."""
 
 
 class Allowance(NamedTuple):
@@ -51,13 +53,14 @@ def allowance_of(job: Job, choices: int) -> Allowance:
     if job.api is Api.EMBEDDINGS:
         asked = min(_inputs(body.get("input")) * BYTES_PER_VECTOR + ANSWER_SLACK_BYTES, MAX_BODY_BYTES)
         return Allowance(asked, asked)
-    each = BYTES_PER_TOKEN + _logprobs(body) * BYTES_PER_LOGPROB
+    usual = _TELLING.isdisjoint(body)
+    each = BYTES_PER_TOKEN + (0 if usual else _logprobs(body) * BYTES_PER_LOGPROB)
     cap = _cap(body)
     # A Responses answer repeats the request's instructions and tools, other servers its prompt's tokens as numbers.
     slack = ANSWER_SLACK_BYTES * (1 + choices // 8) + 16 * job.size_bytes
     bound = choices * each * (MAX_ANSWER_TOKENS if cap is None else cap) + slack
     share = max(each * ANSWER_SHARE_TOKENS, choices * each * (cap or 0) // 2)
-    if _asks_for_media(body):
+    if not usual and _asks_for_media(body):
         bound, share = bound + MAX_MEDIA_BYTES, share + MEDIA_SHARE_BYTES
     return Allowance(bound, min(bound, share))
 
@@ -68,8 +71,7 @@ def reading_of(allowance: Allowance) -> Allowance:
 
 
 def _cap(body: dict[str, Any]) -> int | None:
-    counts: list[int] = [body[key] for key in _CAPS if _is_count(body.get(key))]
-    return counts[0] if counts else None
+    return next((body[key] for key in _CAPS if key in body and _is_count(body[key])), None)
 
 
 def _is_count(value: Any) -> bool:

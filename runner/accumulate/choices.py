@@ -9,7 +9,7 @@ where nothing but the text is another than in the chunk before, nothing but the 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from runner.accumulate.held import NODE_BYTES, Held, weigh
@@ -21,6 +21,7 @@ from runner.limits import MAX_CHOICES
 from runner.outcome import Usage
 
 _FIRST = frozenset({"id", "created", "model"})
+_NOTHING = weigh(None)
 
 
 class Choice(ABC):
@@ -129,11 +130,16 @@ class ChoicesAccumulator(ABC):
             self._look_for_common(data, deltas[0])
         return deltas
 
-    def take_texts(self, texts: Iterable[str]) -> None:
+    @property
+    def may_repeat(self) -> bool:
+        """See `Accumulator`."""
+        return self._tries > 0
+
+    def take_text(self, text: str) -> None:
         """See `Accumulator`."""
         assert self._repeats is not None
         self._tries = TRIES
-        self._repeats.take_text("".join(texts))
+        self._repeats.take_text(text)
 
     def _look_for_common(self, data: bytes, delta: Delta) -> None:
         self._tries -= 1
@@ -161,7 +167,7 @@ class ChoicesAccumulator(ABC):
         if key not in kept:
             self._held.bytes += NODE_BYTES + len(key)
         kept[key] = value
-        self._held.bytes += weigh(value) - weigh(before)
+        self._held.bytes += weigh(value) - (_NOTHING if before is None else weigh(before))
 
     def _take_choices(self, entries: Any) -> list[Delta]:
         if not isinstance(entries, list):

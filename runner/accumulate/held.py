@@ -36,6 +36,9 @@ _TEXT_BYTES: Final = NODE_BYTES + _LOOSE_BYTES
 """What a Text or an Entries counts from the first, so that loose parts need not be counted one by one."""
 
 
+_CONTAINERS: Final = frozenset({dict, list})
+
+
 class Held:
     """The bytes that one answer holds."""
 
@@ -142,17 +145,17 @@ class Entries:
 
 def weigh(value: Any) -> int:
     """The bytes that a JSON value takes as objects. Linear in its values: for what comes seldom."""
-    if not isinstance(value, dict | list):
+    if type(value) not in _CONTAINERS:
         return getsizeof(value) + 8
     total = 0
     level = [value]
     while level:
         node = level.pop()
         total += getsizeof(node) + 8
-        if isinstance(node, dict):
+        if type(node) is dict:
             total += sum(map(getsizeof, node))
             level.extend(node.values())
-        elif isinstance(node, list):
+        elif type(node) is list:
             level.extend(node)
     return total
 

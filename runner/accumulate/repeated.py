@@ -23,31 +23,34 @@ TRIES: Final = 8
 
 _loads = orjson.loads
 _OTHER: Final = "\N{NULL}"
+_STRINGS: Final = {str}
 
 
 class Repeated:
     """What the chunks of a stream have in common."""
 
-    __slots__ = ("_before", "_behind", "_payload_before", "_payload_behind")
+    __slots__ = ("_between", "_first", "_last", "before", "behind")
 
     def __init__(self, before: bytes, behind: bytes, payload: dict[str, Any], key: str) -> None:
-        self._before = b"data: " + before
-        self._behind = behind
-        self._payload_before, self._payload_behind = _halves(payload, key)
+        self._first = b"data: " + before
+        self._last = behind + b"\n\n"
+        self._between = self._last + self._first
+        self.before, self.behind = _halves(payload, key)
 
-    def text_of(self, event: bytes) -> tuple[bytes, str] | None:
-        """See `Template`. None, too, of a chunk without text."""
-        before, behind = self._before, self._behind
-        if not (event.startswith(before) and event.endswith(behind)):
+    def texts_of(self, events: bytes) -> tuple[list[bytes], list[str]] | None:
+        """See `Template`. None, too, where one is without text."""
+        if not (events.startswith(self._first) and events.endswith(self._last)):
             return None
-        written = event[len(before) : len(event) - len(behind)]
+        written = events[len(self._first) : -len(self._last)].split(self._between)
+        # One call for all of them. A line feed can't stand in a JSON string, so none of these joints does; and as many
+        # strings as pieces, nothing else beside them, mean that each piece is one string.
         try:
-            text = _loads(written)
+            texts: list[Any] = _loads(b"[%b]" % b",\n".join(written))
         except orjson.JSONDecodeError:
             return None
-        if not text or type(text) is not str:
+        if len(texts) != len(written) or set(map(type, texts)) != _STRINGS or not all(texts):
             return None
-        return self._payload_before + written + self._payload_behind, text
+        return written, texts
 
 
 def _halves(payload: dict[str, Any], key: str) -> tuple[bytes, bytes]:

@@ -9,7 +9,7 @@ Source: https://platform.openai.com/docs/api-reference/responses-streaming, and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from runner.accumulate.held import Held, weigh
@@ -31,6 +31,7 @@ class ResponsesAccumulator:
     """The growing `response`."""
 
     repeated = None
+    may_repeat = False
     """See `Accumulator`: every event has a number of its own."""
     __slots__ = ("_done", "_held", "_items", "_numbers", "_raw", "_response", "_terminal", "_weight")
 
@@ -66,7 +67,7 @@ class ResponsesAccumulator:
         delta = _delta(kind, event, text)
         return (Delta(delta.kind, clean(delta.payload), mend(delta.text)) if raw else delta,)
 
-    def take_texts(self, texts: Iterable[str]) -> None:
+    def take_text(self, text: str) -> None:
         """See `Accumulator`."""
         raise AssertionError("no text of these events is read alone")
 

@@ -45,9 +45,7 @@ class Body(ResponseBody):
         "_take",
         "_timer",
         "_waiter",
-        "headers",
         "size",
-        "status",
     )
 
     def __init__(self, source: Source, sent_ns: int) -> None:
@@ -59,9 +57,6 @@ class Body(ResponseBody):
         self._take: Take | None = None
         self._waiter: asyncio.Future[bool] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self.status = 0
-        """0 until the answer's headers are in."""
-        self.headers: list[tuple[bytes, bytes]] = []
         self.size = 0
         """Bytes that have arrived and not been read."""
 
@@ -89,15 +84,17 @@ class Body(ResponseBody):
             return
         if self._take is None:
             self._waiter.set_result(False)
-        elif not self.gathers or self._ended or not 0 < self.size < GATHER_BYTES or self._says_done:
+        elif (
+            self.gathers
+            and 0 < self.size < GATHER_BYTES
+            and not self._ended
+            # Most streams end so, though the connection may have more to say.
+            and not self._blocks[-1][0].endswith(_DONE)
+        ):
+            if self._timer is None:
+                self._timer = asyncio.get_running_loop().call_later(next(_DELAYS), self._due)
+        else:
             self._give(self._take, self._waiter)
-        elif self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(next(_DELAYS), self._due)
-
-    @property
-    def _says_done(self) -> bool:
-        """Whether the last block ends with what most streams end with, though the connection may have more to say."""
-        return self._blocks[-1][0].endswith(_DONE)
 
     def _due(self) -> None:
         self._timer = None

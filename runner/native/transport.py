@@ -6,11 +6,12 @@ import time
 
 import httpx2
 
+from runner.native.body import Body
 from runner.native.dial import Dialer
 from runner.native.head import Template
 from runner.native.pool import Pool
 from runner.native.proxy import Proxy
-from runner.transport import BODY
+from runner.transport import response_of
 
 
 class Transport(httpx2.AsyncBaseTransport):
@@ -34,9 +35,9 @@ class Transport(httpx2.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """Sends one request and returns when its headers have arrived; the body is `extensions[BODY]`."""
-        return await self.send(self.template(request), request.content)
+        return response_of(await self.send(self.template(request), request.content), request)
 
-    async def send(self, template: Template, content: bytes) -> httpx2.Response:
+    async def send(self, template: Template, content: bytes) -> Body:
         """The same for a request that was built before: only its content is new.
 
         Raises:
@@ -44,14 +45,7 @@ class Transport(httpx2.AsyncBaseTransport):
         """
         sent_ns = time.monotonic_ns()
         connection = self._pool.take(template.origin) or await self._dialer.dial(template.origin, self._pool)
-        body = await connection.exchange(template.head, content, sent_ns)
-        return httpx2.Response(
-            status_code=body.status,
-            headers=body.headers,
-            stream=body,
-            request=template.request,
-            extensions={"http_version": b"HTTP/1.1", BODY: body},
-        )
+        return await connection.exchange(template.head, content, sent_ns)
 
     async def aclose(self) -> None:
         """Closes every connection."""

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runner.accumulate import MalformedChunk, StreamError, for_stream
-from runner.deltas import Arrived
+from runner.accumulate.repeated import Repeated
+from runner.deltas import Texts
 from runner.jobs import Api
 
 WRITERS = (
@@ -82,11 +83,12 @@ def streams(draw):
 
 def take(answer, block, *, looks=True):
     """Takes an event as a stream is taken: what repeats is not fed."""
-    found = answer.repeated.text_of(b"data: " + block) if looks and answer.repeated is not None else None
-    if found is None:
+    template = answer.repeated if looks else None
+    if template is None or (found := template.texts_of(b"data: %b\n\n" % block)) is None:
         return answer.feed("", block)
-    answer.take_texts([found[1]])
-    return [Arrived(0, *found).delta]
+    written, texts = found
+    answer.take_text("".join(texts))
+    return Texts([0], written, texts, template.before, template.behind).deltas
 
 
 def fed(blocks, *, looks, api=Api.CHAT):
@@ -147,3 +149,21 @@ def test_a_stream_without_a_template_is_soon_left_alone(monkeypatch):
     for number in range(100):
         take(answer, orjson.dumps({"id": f"c{number}", "choices": [{"delta": {"content": "x"}}]}))
     assert len(looked) == 8
+
+
+PIECES = st.lists(
+    st.sampled_from(['"a"', '"b,"', "a", '"', ",", "\n", "[", "]", "{}", "1", "null", '""', "\\"]), max_size=4
+)
+
+
+@given(st.lists(PIECES.map("".join).map(str.encode), min_size=1, max_size=5))
+def test_a_run_of_events_says_what_each_says_for_itself_or_nothing(written):
+    """Whatever a server writes where the texts should be: halves of strings, joints of ours, nothing at all."""
+    template: Any = Repeated(b'{"choices":[{"delta":{"content":', b"}}]}", {"content": "x"}, "content")
+    events = [b'data: {"choices":[{"delta":{"content":%b}}]}\n\n' % piece for piece in written]
+    alone = [template.texts_of(event) for event in events]
+    together = template.texts_of(b"".join(events))
+    if None in alone:
+        assert together is None
+    else:
+        assert together == ([piece for pieces, _ in alone for piece in pieces], [t for _, ts in alone for t in ts])

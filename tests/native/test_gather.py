@@ -48,9 +48,9 @@ class Seen(ListSink):
         super().delta(delta, t_s)
         self.at.append((now(), t_s))
 
-    def texts(self, arrived):
-        super().texts(arrived)
-        self.at += [(now(), text.after_ns / 1e9) for text in arrived]
+    def texts(self, texts):
+        super().texts(texts)
+        self.at += [(now(), after_ns / 1e9) for after_ns in texts.after_ns]
 
     @property
     def waited(self):
@@ -77,7 +77,7 @@ def attempt(script, *, sink=None, deadlines=None, gathers=True, **job):
 
         class Client:
             async def post(self, api, content, *, stream):
-                return httpx2.Response(200, headers=body.headers), body
+                return body
 
         async def feed():
             for at_s, block in script:
