@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import re
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,12 +15,14 @@ import click
 
 from runner import __version__
 from runner.cli_load import load_options
-from runner.errors import RunnerError, UsageError
+from runner.errors import RunnerError, UsageError, of_system
 from runner.escape import for_terminal
-from runner.terminal import flush_standard_streams, open_standard_streams
+from runner.terminal import Outlet, flush_standard_streams, open_standard_streams, stream_may_be_gone
 
 COMMANDS: Final = ("run", "check", "load", "compare", "tail", "report", "serve")
 PRESETS: Final = ("default", "storm", "flaky")
+_USER: Final = re.compile(r"://\S*@")
+_QUERY: Final = re.compile(r"(://[^\s?]*\?)[^\s'\"]+")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -30,13 +35,30 @@ def main(argv: Sequence[str] | None = None) -> None:
     except click.exceptions.Abort:
         code = 130
     except click.ClickException as error:
-        error.show()
+        with stream_may_be_gone():
+            error.show()
         code = error.exit_code
-    except RunnerError as error:
-        click.echo(f"runner: {for_terminal(str(error))}", err=True)
-        code = error.exit_code
+    except Exception as error:
+        ours = error if isinstance(error, RunnerError) else of_system(error)
+        if ours is None or (ours is not error and sys.flags.dev_mode):  # `python -X dev` shows where
+            raise
+        if ours is not error:
+            _keep_quiet()
+        Outlet(sys.stderr).write(f"runner: {for_terminal(_without_secrets(str(ours)))}\n")
+        code = ours.exit_code
     flush_standard_streams()
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _without_secrets(text: str) -> str:
+    """Leaves user, password and query out of the URLs of a message: a refused one may stand in a scheduler's log."""
+    return _QUERY.sub(r"\1[redacted]", _USER.sub("://[redacted]@", text))
+
+
+def _keep_quiet() -> None:
+    """Where not even an event loop could be had, what never began or was left complains at the end of Python."""
+    warnings.simplefilter("ignore")
+    logging.disable()
 
 
 def normalise(argv: Sequence[str]) -> list[str]:
@@ -54,8 +76,36 @@ def normalise(argv: Sequence[str]) -> list[str]:
     return arguments
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(__version__, prog_name="runner")
+def _show(text: Callable[[click.Context], str]) -> Callable[[click.Context, click.Parameter, bool], None]:
+    """An option's callback that prints a text and ends; click's own fails where standard output is full."""
+
+    def show(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+        if wanted and not context.resilient_parsing:
+            Outlet(sys.stdout, waits=True).write(f"{text(context)}\n")
+            context.exit()
+
+    return show
+
+
+class _Command(click.Command):
+    def get_help_option(self, ctx: click.Context) -> click.Option | None:
+        option = super().get_help_option(ctx)
+        if option is not None:
+            option.callback = _show(click.Context.get_help)
+        return option
+
+
+class _Group(_Command, click.Group):
+    command_class = _Command
+
+
+_VERSION: Final = _show(lambda _: f"runner, version {__version__}")
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_VERSION, help="Show the version and exit."
+)
 def cli() -> None:
     """Run JSONL prompt files as concurrent AsyncOpenAI streams, under RPM/TPM limits, one final record a job.
 
@@ -161,7 +211,6 @@ def check(jobs: tuple[str, ...], config: str | None, **flags: Any) -> int:
 
     from runner import check as checking
     from runner.settings import load
-    from runner.terminal import Outlet
 
     settings = load(flags=_given(flags), config=config)
     found = anyio.run(checking.check, jobs, settings)

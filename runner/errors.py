@@ -6,7 +6,8 @@ that stop the whole run, so the type says whose move it is: the user's, the oper
 
 from __future__ import annotations
 
-from typing import ClassVar
+import errno
+from typing import ClassVar, Final
 
 
 class RunnerError(Exception):
@@ -29,6 +30,10 @@ class DamagedOutputError(UsageError):
     """Raised when results.jsonl is broken somewhere before its last line, where no crash of ours could have done it."""
 
 
+class ResourceError(UsageError):
+    """Raised when the system doesn't give what every run needs: descriptors, threads, memory, a process."""
+
+
 class LockedError(RunnerError):
     """Raised when another run holds the output folder."""
 
@@ -45,6 +50,39 @@ class OutputError(RunnerError):
     """Raised when the output can't be written: the disk is full, read-only or failing. EX_IOERR of sysexits.h."""
 
     exit_code = 74
+
+
+_TOO_FEW: Final = {
+    errno.EMFILE: "more files are needed than `ulimit -n` allows: raise it",
+    errno.ENFILE: "the system has no more files to open",
+    errno.EAGAIN: "the system has no more of what was asked for (processes, or memory for them)",
+    errno.ENOMEM: "the system has no more memory",
+}
+
+
+def of_system(error: BaseException) -> RunnerError | None:
+    """What the system may refuse at any moment, in any line, as an error with one line for the user; None: a bug.
+
+    Only for what nobody nearer to the cause has taken: there a traceback would tell a user nothing.
+    """
+    link: BaseException | None = error
+    while link is not None:
+        if (lacking := _lacking(link)) is not None:
+            return ResourceError(lacking)
+        link = link.__cause__ or link.__context__  # an event loop that can't begin fails again at its end
+    if not isinstance(error, OSError):
+        return None
+    return OutputError(f"{error.filename or 'the system'}: {error.strerror or str(error) or type(error).__name__}")
+
+
+def _lacking(error: BaseException) -> str | None:
+    if isinstance(error, MemoryError):
+        return _TOO_FEW[errno.ENOMEM]
+    if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+        return "the system gives no more threads: `ulimit -u`, `ulimit -v` or a container's limit is too low"
+    if isinstance(error, OSError) and error.errno in _TOO_FEW:
+        return f"{_TOO_FEW[error.errno]} ({error.strerror})"
+    return None
 
 
 def first_of_ours(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -8,6 +8,8 @@ Rules, each paid for by an incident:
   cut off what was to be synced, for it may read back and yet be gone from the disk.
 - What is written to a file that was deleted meanwhile is gone with its last descriptor: a sync of it fails, or a run
   would pay for its answers to the end and keep none.
+- A file that somebody else cuts or appends to meanwhile (a second run, where the lock file was deleted) no longer holds
+  what was acknowledged: its length is compared at each sync.
 - A created or renamed name is durable when its directory is synced, and a directory's when the one above it is.
 """
 
@@ -208,7 +210,16 @@ class AppendFile:
             if cut:
                 self._cut_back(self._durable)
             raise OutputError(self._broken) from error
+        self._refuse_if_changed()
         self._durable = self._good
+
+    def _refuse_if_changed(self) -> None:
+        """Nothing is cut off of a file that somebody else has written to or cut: what is whose isn't known."""
+        with output_errors(self.path):
+            size = self._fs.size(self._fd)
+        if size != self._good:
+            self._broken = f"{self.path}: another program changed it while it was written"
+            raise OutputError(f"{self._broken} (it has {size:,} bytes in place of {self._good:,})")
 
     def _refuse_if_broken(self) -> None:
         if self._broken is not None:

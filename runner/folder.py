@@ -5,12 +5,13 @@ All of it happens before anything is sent, so that a refusal costs nothing; the 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import anyio.to_thread
 import orjson
@@ -38,6 +39,7 @@ from runner.recovery import (
 from runner.source import STDIN, Scan, scan
 from runner.totals import Totals
 
+T = TypeVar("T")
 MANIFEST: Final = "manifest.json"
 SUMMARY: Final = "summary.json"
 LOG: Final = "run.log"
@@ -143,7 +145,7 @@ async def open_folder(fs: FileSystem, plan: Plan) -> Folder:
 
 async def _recover(folder: Folder) -> None:
     expected = folder.scanned.lines if folder.scanned else 0
-    folder.recovered = await anyio.to_thread.run_sync(recover, folder.fs, folder.path, expected)
+    folder.recovered = await _to_its_end(lambda check: recover(folder.fs, folder.path, expected, check))
 
 
 async def _changed(folder: Folder, plan: Plan) -> set[int]:
@@ -160,8 +162,44 @@ async def _changed(folder: Folder, plan: Plan) -> set[int]:
 
 
 async def _set_aside(folder: Folder, chosen: Callable[[Entry], bool]) -> None:
-    await anyio.to_thread.run_sync(set_aside, folder.fs, folder.path, chosen)
+    def of_a_line(check: Callable[[], None]) -> int:
+        def choose(entry: Entry) -> bool:
+            check()
+            return chosen(entry)
+
+        return set_aside(folder.fs, folder.path, choose)
+
+    await _to_its_end(of_a_line)
     await _recover(folder)
+
+
+class _StoppedError(Exception):
+    """Raised in a thread whose result nobody awaits any more."""
+
+
+async def _to_its_end(work: Callable[[Callable[[], None]], T]) -> T:
+    """Runs it in a thread, which has ended when this is left: the lock goes next, and with it the right to repair.
+
+    Ctrl-C leaves a thread alone; it would go on, and cut off what the next run has written. `work` is to call what it
+    is given often: that raises once the thread is to end.
+    """
+    stopped, running = threading.Event(), threading.Lock()
+
+    def check() -> None:
+        if stopped.is_set():
+            raise _StoppedError
+
+    def run() -> T:
+        with running:
+            check()
+            return work(check)
+
+    try:
+        return await anyio.to_thread.run_sync(run)
+    except BaseException:
+        stopped.set()
+        with running:  # held by the thread for as long as it works
+            raise
 
 
 def _read_manifest(fs: FileSystem, path: Path) -> dict[str, Any] | None:

@@ -66,7 +66,9 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 def _innermost_message(chain: tuple[BaseException, ...]) -> str:
     """What the system said, which the outer layers reduce to "Connection error."."""
-    for link in reversed(chain):
+    # What breaks the protocol is told by the transport; its parser says "User callback error" of what we refuse.
+    told = tuple(link for link in chain if isinstance(link, httpx2.RemoteProtocolError))
+    for link in told or reversed(chain):
         text = str(link).strip()
         if text:
             return shortened(text, MAX_ERROR_TEXT_CHARS)

@@ -77,7 +77,7 @@ def load(data: bytes, path: Path) -> dict[str, Any]:
         found = orjson.loads(data)
     except orjson.JSONDecodeError:
         found = None
-    if not isinstance(found, dict) or not isinstance(found.get("input"), dict):
+    if not isinstance(found, dict) or not _is_ours(found):
         raise UsageError(f"{path} is not a manifest of this program; move the folder away, or use --fresh or --out")
     schema = found.get("schema", SCHEMA)
     if not isinstance(schema, int) or schema > SCHEMA:
@@ -86,6 +86,15 @@ def load(data: bytes, path: Path) -> dict[str, Any]:
             "another folder with --out, or start anew with --fresh (what is there is kept aside)"
         )
     return found
+
+
+def _is_ours(found: dict[str, Any]) -> bool:
+    """Whether what is read later is of the kind that was written."""
+    given = found.get("input")
+    if not isinstance(given, dict) or not isinstance(found.get("resumes", []), list):
+        return False
+    paths = given.get("paths", [])
+    return isinstance(paths, list) and all(isinstance(path, str) for path in paths)
 
 
 def check_same_input(old: dict[str, Any], described: dict[str, Any], folder: Path) -> None:

@@ -78,8 +78,10 @@ class Moved(NamedTuple):
     size_bytes: int  # without newlines
 
 
-def recover(fs: FileSystem, folder: Path, expected: int = 0) -> Recovered:
+def recover(fs: FileSystem, folder: Path, expected: int = 0, check: Callable[[], None] = lambda: None) -> Recovered:
     """Reads results.jsonl, repairs it and the tail of deltas.jsonl. `expected` records are read without regrowing.
+
+    `check` is called for each block that is read, before anything is repaired: what it raises ends the reading.
 
     Raises:
         DamagedOutputError: a line in the middle isn't a record, or an id has two.
@@ -93,7 +95,9 @@ def recover(fs: FileSystem, folder: Path, expected: int = 0) -> Recovered:
         try:
             found = _Found(path, min(expected, fs.size(fd) // _SHORTEST_BYTES))
             for group in read_groups(fs, fd):
+                check()
                 found.add_all(group)
+            check()
             if found.tail is not None and not found.holes:
                 torn_bytes = _move_tail(fs, folder, fd, found.tail.offset)
         finally:

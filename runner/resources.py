@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import gc
+import os
 import resource
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Final
+
+from runner.errors import ResourceError
+
+LEAST_DESCRIPTORS: Final = 24
+"""A run with one stream was seen to need 20: the event loop's 10, the folder's 5, a socket, a simulator's pipes."""
+LEAST_THREADS: Final = 8
+"""Four of the event loop's for names of hosts, and those that read and sync."""
 
 
 def raise_descriptor_limit() -> int:
@@ -24,8 +33,55 @@ def raise_descriptor_limit() -> int:
     return hard
 
 
+def check_descriptors() -> None:
+    """Looks whether one stream can be had, before anything is opened for it.
+
+    Raises:
+        ResourceError: it can't.
+    """
+    allowed, taken = raise_descriptor_limit(), _open_descriptors()
+    if allowed != resource.RLIM_INFINITY and allowed - taken < LEAST_DESCRIPTORS:
+        raise ResourceError(
+            f"too few files may be open: `ulimit -n` is {allowed}, {taken} are open, "
+            f"and at least {LEAST_DESCRIPTORS} more are needed"
+        )
+
+
+def _open_descriptors() -> int:
+    try:
+        return len(os.listdir("/dev/fd")) - 1  # without the one that lists them
+    except OSError:  # there is no such folder, or not even a descriptor for it
+        return 3
+
+
+def check_threads() -> None:
+    """Starts as many threads as a run needs: where there are too few the event loop would abort the process.
+
+    Raises:
+        ResourceError: they can't be had.
+    """
+    done = threading.Event()
+    threads = [threading.Thread(target=done.wait, daemon=True) for _ in range(LEAST_THREADS)]
+    try:
+        for thread in threads:
+            thread.start()
+    except RuntimeError:
+        raise ResourceError(
+            f"the system gives no more threads, and a run needs {LEAST_THREADS}: "
+            "`ulimit -u`, `ulimit -v` or a container's limit is too low"
+        ) from None
+    finally:
+        done.set()
+
+
 def event_loop() -> dict[str, Any]:
-    """`backend_options` of `anyio.run`: uvloop where it is installed (it isn't made for Windows)."""
+    """`backend_options` of `anyio.run`: uvloop where it is installed (it isn't made for Windows).
+
+    Raises:
+        ResourceError: it, or what runs on it, could not be had.
+    """
+    check_descriptors()
+    check_threads()
     return {"use_uvloop": find_spec("uvloop") is not None}
 
 

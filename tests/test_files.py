@@ -230,6 +230,32 @@ def test_what_was_written_to_a_deleted_file_is_not_acknowledged(tmp_path):
     file.close()
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda path: os.truncate(path, 0),
+        lambda path: os.truncate(path, 3),
+        lambda path: path.write_bytes(path.read_bytes() + b"of another run\n"),
+    ],
+)
+def test_what_another_program_cut_or_appended_to_is_not_acknowledged_and_left_as_it_is(tmp_path, change):
+    path = tmp_path / "results.jsonl"
+    file = AppendFile(OsFiles(), path)
+    file.append(b"first\n")
+    file.sync()
+    change(path)
+    file.append(b"second\n")
+    left = path.read_bytes()
+    with pytest.raises(
+        OutputError, match=r"another program changed it while it was written \(it has .* in place of 13"
+    ):
+        file.sync()
+    assert path.read_bytes() == left
+    with pytest.raises(OutputError, match="another program changed it"):
+        file.append(b"third\n")
+    file.close()
+
+
 def test_a_renamed_file_is_still_there(tmp_path):
     file = AppendFile(OsFiles(), tmp_path / "old")
     (tmp_path / "old").rename(tmp_path / "new")

@@ -55,7 +55,15 @@ def test_a_resume_keeps_the_start_and_is_listed():
     assert third["resumes"] == [{"started": at, "endpoint": "https://host:1/v1"} for at in ("later", "last")]
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"{}", b'{"input": 3}'])
+WRONG_INSIDE = (
+    b'{"input":{"paths":5}}',
+    b'{"input":{"paths":[1]}}',
+    b'{"input":{},"resumes":7}',
+    b'{"input":{},"resumes":null}',
+)
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"{}", b'{"input": 3}', b"[" * 100_000, b"\0" * 500, *WRONG_INSIDE])
 def test_what_is_no_manifest_is_refused(data):
     with pytest.raises(UsageError, match=r"manifest\.json"):
         manifest.load(data, Path("manifest.json"))

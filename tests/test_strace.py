@@ -212,6 +212,8 @@ def test_what_stands_beside_the_records_fails_with_74_too(place):
         Case("", ("fsync:error=EIO:when=1",)),
         Case(f"{MANIFEST}.new", ("fsync:error=EIO:when=1",)),
         Case(f"{MANIFEST}.new", ("write:error=EDQUOT:when=1",)),
+        Case(".lock", ("write:error=EIO:when=1",)),
+        Case("summary.json.new", ("write:error=ENOSPC:when=1",)),
     ]
     side_by_side(check, [*renames, *others])
 

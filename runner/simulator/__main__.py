@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import orjson
 
-from runner.errors import RunnerError, UsageError
+from runner.errors import RunnerError, UsageError, of_system
 from runner.simulator.faults import SCENARIOS, check
 from runner.simulator.profile import PRESETS, Profile
 from runner.simulator.server import base_url, serve, serve_forever
@@ -34,9 +34,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             profile = profile_of(options)
             ready = _announcer(profile, options.host)
             asyncio.run(serve_forever(profile, options.host, options.port, ready=ready, log=options.log))
-    except RunnerError as error:
-        print(f"runner: {error}", file=sys.stderr)  # noqa: T201 - this is the command line
-        return error.exit_code
+    except (BrokenPipeError, KeyboardInterrupt):  # whoever started it has gone, or goes
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python would complain of what it can't flush
+        return 0
+    except Exception as error:
+        ours = error if isinstance(error, RunnerError) else of_system(error)
+        if ours is None:
+            raise
+        print(f"runner: {ours}", file=sys.stderr)  # noqa: T201 - this is the command line
+        return ours.exit_code
     return 0
 
 

@@ -20,7 +20,7 @@ import aiohttp
 import anyio
 import orjson
 
-from runner.errors import RunnerError
+from runner.errors import ResourceError
 from runner.simulator.faults import check
 from runner.simulator.profile import Profile, preset
 
@@ -29,7 +29,7 @@ _START_S: Final = 30.0
 _STOP_S: Final = 5.0
 
 
-class SimulatorError(RunnerError):
+class SimulatorError(ResourceError):
     """Raised when the simulator's process doesn't start."""
 
 
@@ -72,9 +72,12 @@ async def simulator_process(profile: Profile | str, *, log: Path | None = None) 
     """
     profile = check(preset(profile) if isinstance(profile, str) else profile)
     command = [sys.executable, "-m", "runner.simulator", "--child", *(["--log", str(log)] if log else [])]
-    process = await asyncio.create_subprocess_exec(
-        *command, stdin=PIPE, stdout=PIPE, stderr=None, start_new_session=True
-    )
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *command, stdin=PIPE, stdout=PIPE, stderr=None, start_new_session=True
+        )
+    except (OSError, RuntimeError) as error:
+        raise SimulatorError(f"the simulator's process could not be started: {error}") from error
     try:
         yield await _ready(process, profile)
     finally:
@@ -95,7 +98,8 @@ async def _ready(process: Process, profile: Profile) -> Simulator:
         said = orjson.loads(line)
         return Simulator(said["base_url"], said["port"], process.pid)
     except (TimeoutError, ValueError) as error:
-        raise SimulatorError(f"the simulator did not start (it said {line[:200]!r})") from error
+        said_so = f"it said {line[:200]!r}" if line else "its process ended before it listened"
+        raise SimulatorError(f"the simulator did not start ({said_so})") from error
 
 
 async def _end(process: Process) -> None:
