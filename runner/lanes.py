@@ -26,10 +26,11 @@ import anyio
 
 from runner.buckets import Sliding
 from runner.capacity import Capacity
+from runner.chance import ALONE
 from runner.cooldown import Cooldown
 from runner.habit import Habit
 from runner.lane_limits import LaneLimits
-from runner.pace import ALONE, MANY, Pace
+from runner.pace import Pace
 from runner.ratelimits import UNKNOWN, RateLimits
 from runner.tickets import MEASURES, Need, NeverFits, Ticket
 from runner.wakeup import Wakeup
@@ -186,7 +187,7 @@ class Lane:
             self._pace.set_free()
         elif not expected:
             self._pace.refused()
-            many = MANY if overloaded else 1 if advice_s else ALONE  # a pause that it asks for is due each time
+            many = 1 if advice_s and not overloaded else ALONE  # a pause that it asks for is due each time
             if not (lowered or gently or self.cooldown.in_vain) and self._pace.excuses(many):
                 self.cooldown.extend(self._clock(), advice_s)
             else:

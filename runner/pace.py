@@ -33,7 +33,6 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from runner import chance
 from runner.chance import Chance
 
 START_PER_S: Final = 20.0
@@ -72,9 +71,6 @@ FIRST: Final = 10
 """A refusal among so few answers shows no rate the first time: servers wake up, and keys become valid."""
 FLOOR_PER_S: Final = 1 / 30
 """Two requests a minute: a probe always goes on."""
-ALONE: Final = chance.ALONE
-MANY: Final = chance.ALONE
-"""For `lanes`: so many refusals show a limit, or that a server that calls itself overloaded means all that we send."""
 
 
 class Pace:
