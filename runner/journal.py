@@ -88,13 +88,21 @@ class Journal:
         Raises:
             OutputError: it is not, and won't be.
         """
+        await self.hand_in(line)
+
+    def hand_in(self, line: bytes) -> asyncio.Future[None]:
+        """Takes one record; what it returns is done when `finish` would return, or has its error.
+
+        Raises:
+            OutputError: as `finish`.
+        """
         self._raise_if_broken()
-        acknowledged = asyncio.get_running_loop().create_future()
+        acknowledged: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._records.append((line, acknowledged))
         self._record_bytes += len(line)
         if len(self._records) in (1, self._group):
             self._wake.set()
-        await acknowledged
+        return acknowledged
 
     def delta(self, line: bytes) -> None:
         """Takes one delta line."""

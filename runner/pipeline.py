@@ -26,11 +26,10 @@ from runner.limits import BACKOFF_ROOM, MAX_WAITING_BYTES, MAX_WAITING_JOBS
 from runner.preflight import asks_something_else, changes_refused
 from runner.source import JobSource
 from runner.tickets import AdmissionClosed
-from runner.worker import Bench, StopRun, finish_rejected, run_job
+from runner.worker import Bench, StopRun, reject, run_job
 
 log = logging.getLogger(__name__)
 
-Item = Job | Rejected
 HIRED_AT_ONCE: Final = 64
 HIRE_EVERY_S: Final = 0.2
 """How long a free slot may stay empty because every worker waits for another model."""
@@ -83,7 +82,7 @@ class Pipeline:
             services.cancel_scope.cancel()
 
     async def _work(self) -> None:
-        send, receive = anyio.create_memory_object_stream[Item](0)
+        send, receive = anyio.create_memory_object_stream[Job](0)
         async with anyio.create_task_group() as staff, send, receive:
             with self._reading:
                 staff.start_soon(self._hire_later, staff, send, receive)
@@ -99,7 +98,7 @@ class Pipeline:
     # ── Reader ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _read(
-        self, staff: TaskGroup, send: MemoryObjectSendStream[Item], receive: MemoryObjectReceiveStream[Item]
+        self, staff: TaskGroup, send: MemoryObjectSendStream[Job], receive: MemoryObjectReceiveStream[Job]
     ) -> None:
         left = self.bench.settings.limit
         async for batch in JobSource(self.paths).batches():
@@ -114,6 +113,10 @@ class Pipeline:
                 if left == 0 or self.drain.asked:
                     return
                 left = None if left is None else left - 1
+                if isinstance(item, Rejected):
+                    reject(self.bench, item, self._check_limits)
+                    await self.bench.journal.room()
+                    continue
                 try:
                     send.send_nowait(item)  # `send` would give up the loop for every job
                 except anyio.WouldBlock:
@@ -123,7 +126,7 @@ class Pipeline:
                     self._offering = False
 
     def _hire(
-        self, staff: TaskGroup, send: MemoryObjectSendStream[Item], receive: MemoryObjectReceiveStream[Item]
+        self, staff: TaskGroup, send: MemoryObjectSendStream[Job], receive: MemoryObjectReceiveStream[Job]
     ) -> None:
         """Starts workers if all are busy and the concurrency of now allows more."""
         if send.statistics().tasks_waiting_receive:
@@ -133,7 +136,7 @@ class Pipeline:
             staff.start_soon(self._worker, receive.clone())
 
     async def _hire_later(
-        self, staff: TaskGroup, send: MemoryObjectSendStream[Item], receive: MemoryObjectReceiveStream[Item]
+        self, staff: TaskGroup, send: MemoryObjectSendStream[Job], receive: MemoryObjectReceiveStream[Job]
     ) -> None:
         """While the reader waits for a worker the reason not to hire one may pass."""
         while True:
@@ -155,20 +158,16 @@ class Pipeline:
 
     # ── Workers ──────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _worker(self, receive: MemoryObjectReceiveStream[Item]) -> None:
+    async def _worker(self, receive: MemoryObjectReceiveStream[Job]) -> None:
         async with receive:
-            while (item := await _next(receive)) is not None and not self.drain.asked:
-                size = item.size_bytes if isinstance(item, Job) else 0
-                self._held_bytes += size
-                await self._one(item)
-                self._held_bytes -= size
+            while (job := await _next(receive)) is not None and not self.drain.asked:
+                self._held_bytes += job.size_bytes
+                await self._one(job)
+                self._held_bytes -= job.size_bytes
 
-    async def _one(self, item: Item) -> None:
+    async def _one(self, job: Job) -> None:
         try:
-            if isinstance(item, Rejected):
-                await finish_rejected(self.bench, item)
-            else:
-                await run_job(self.bench, item)
+            await run_job(self.bench, job)
         except AdmissionClosed:
             return  # the run drains: the job stays for the next one
         except StopRun as stop:
@@ -201,8 +200,8 @@ class Pipeline:
         self.drain.ask(4, f"--deadline {seconds:g} s is over")
 
 
-async def _next(receive: MemoryObjectReceiveStream[Item]) -> Item | None:
-    """The next item; None at the end. `receive` alone would give up the loop for every job."""
+async def _next(receive: MemoryObjectReceiveStream[Job]) -> Job | None:
+    """The next job; None at the end. `receive` alone would give up the loop for every job."""
     try:
         return receive.receive_nowait()
     except (anyio.WouldBlock, anyio.EndOfStream):

@@ -9,6 +9,7 @@ bad key): the next run of the same command does it.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
 import time
@@ -90,11 +91,22 @@ class Bench:
     """The deltas of an earlier run, or whether there are some: a job's first attempt then voids what it left."""
 
 
-async def finish_rejected(bench: Bench, line: Rejected) -> None:
-    """Writes the record of a line that can't be a job."""
+def reject(bench: Bench, line: Rejected, done: Callable[[], None]) -> None:
+    """Has the record of a line that can't be a job written, and calls `done` then.
+
+    Nobody waits for it: there may be a million of them.
+
+    Raises:
+        OutputError: it can't be. What goes wrong later ends the journal, and the run with it.
+    """
     record = records.of_rejected(line)
-    await bench.journal.finish(records.record_line(record))
-    bench.metrics.record(record)
+
+    def written(acknowledged: asyncio.Future[None]) -> None:
+        if not acknowledged.cancelled() and acknowledged.exception() is None:
+            bench.metrics.record(record)
+            done()
+
+    bench.journal.hand_in(records.record_line(record)).add_done_callback(written)
 
 
 async def run_job(bench: Bench, job: Job) -> None:

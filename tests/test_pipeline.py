@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -54,6 +55,9 @@ class ListJournal:
         if self.full_after is not None and len(self.records) >= self.full_after:
             raise OutputError("no space left")
         self.records.append(orjson.loads(line))
+
+    def hand_in(self, line: bytes) -> asyncio.Future[None]:
+        return asyncio.ensure_future(self.finish(line))
 
     def delta(self, line: bytes) -> None:
         self.deltas.append(orjson.loads(line))
@@ -383,6 +387,25 @@ def test_a_slow_disk_stops_the_reader(world):
     world.at = {500.0: lambda drain: drain.cut()}
     world.jobs(*names(5_000)).run()
     assert len(world.server.requests) <= 4 * BACKOFF_ROOM + 1
+
+
+def test_lines_that_are_no_jobs_wait_for_no_worker_and_for_no_disk_one_by_one(world):
+    """A hundred thousand of them took five minutes at a concurrency of 2."""
+    world.disk_s = 1.0
+    world.concurrency = 1
+    world.jobs("a")
+    world.path.write_bytes(b"x\n" * 1_000 + world.path.read_bytes())
+    world.run()
+    assert Counter(record["error"] is None for record in world.records.values()) == {False: 1_000, True: 1}
+    assert world.metrics.failed == 1_000
+    assert world.ended_at <= 10
+
+
+def test_lines_that_are_no_jobs_count_as_failures_when_their_records_are_written(world):
+    world.settings = {"max_failures": 5}
+    world.path.write_bytes(b"x\n" * 5)
+    world.run()
+    assert (world.drain.reason and world.drain.reason.exit_code, len(world.records)) == (4, 5)
 
 
 @pytest.mark.parametrize("cut_at", [i * 0.17 for i in range(40)])
