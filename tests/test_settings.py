@@ -92,6 +92,10 @@ def test_fail_on_takes_words(monkeypatch):
     assert load(flags={}).fail_on == {"length", "content_filter"}
 
 
+def test_a_log_level_is_taken_in_small_letters_too():
+    assert Settings(log_level="debug").log_level == "DEBUG"
+
+
 def test_prices_come_from_a_file(tmp_path):
     file = tmp_path / "c.toml"
     file.write_text('[prices."m-1"]\ninput = 1\noutput = 2\n')
