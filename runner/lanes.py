@@ -187,7 +187,8 @@ class Lane:
             self._pace.set_free()
         elif not expected:
             self._pace.refused()
-            many = 1 if advice_s and not overloaded else ALONE  # a pause that it asks for is due each time
+            # A pause that it asks for is due each time, and one when nothing has been heard of it yet.
+            many = 1 if not overloaded and (advice_s or self._pace.is_new) else ALONE
             if not (lowered or gently or self.cooldown.in_vain) and self._pace.excuses(many):
                 self.cooldown.extend(self._clock(), advice_s)
             else:

@@ -128,7 +128,7 @@ class Pace:
     def exceeded(self, wait_s: float, *, gently: bool = False, since_s: float | None = None) -> None:
         """Requests were refused, from `since_s` on (None: now); nothing is sent for `wait_s`."""
         now = self._clock()
-        early = self._failed is None and not self._pardoned and self._chance.answers < FIRST and not gently
+        early = self.is_new and not self._pardoned and not gently
         self._pardoned |= early
         self._chance.begin_anew()
         # Refused at once, nothing borne: that is no question of the rate either, and waiting is the cool-down's.
@@ -156,6 +156,11 @@ class Pace:
     def searching(self) -> bool:
         """Whether nothing has been refused yet: the start is slow because nobody named a limit."""
         return self._failed is None
+
+    @property
+    def is_new(self) -> bool:
+        """Whether too few answers have come for a refusal to be the exception."""
+        return self._failed is None and self._chance.answers < FIRST
 
     @property
     def is_free(self) -> bool:

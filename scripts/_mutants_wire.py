@@ -192,6 +192,27 @@ MUTANTS = (
         ("tests/test_attempt.py::test_empty_deltas_do_not_keep_a_stream_alive",),
     ),
     Mutant(
+        "texts of a run are joined by what may stand in one of them",
+        (Edit("runner/accumulate/repeated.py", 'b",\\n".join', 'b",".join'),),
+        ("tests/accumulate/test_repeated.py::test_a_run_of_events_says_what_each_says_for_itself_or_nothing",),
+    ),
+    Mutant(
+        "half an event counts as one that has come",
+        (
+            Edit(
+                "runner/streaming.py",
+                "        if len(texts) > 1 and not all(map(_ends_event, blocks)):\n",
+                "        if False:\n",
+            ),
+        ),
+        ("tests/native/test_gather.py::test_an_event_that_comes_in_two_blocks_came_with_the_second",),
+    ),
+    Mutant(
+        "who is admitted at once overtakes those who wait at the gate",
+        (Edit("runner/gate.py", "            not self._turn.locked()\n            and ", "            "),),
+        ("tests/test_admission.py::test_a_probe_that_meets_another_429_doubles_the_wait_where_the_server_names_none",),
+    ),
+    Mutant(
         "what arrived before a deadline is looked at after it",
         (Edit("runner/deadlines.py", "        self.catch_up()\n", ""),),
         ("tests/native/test_gather.py::test_what_was_waiting_when_a_deadline_passed_had_come_before_it",),

@@ -99,11 +99,14 @@ def test_a_server_that_bears_less_than_before_is_followed_and_one_that_bears_mor
         def has_room(self, now: float, tokens: int) -> bool:
             return self.serving < (10 if 60 <= now < 120 else 40)
 
-    server = Changing(refusal=OVERLOADED)
-    load_of(server, slots=256, answer_s=about(1)).run(240)
-    assert server.between(70, 120) >= 0.9 * 10 * 50
-    assert server.between(180, 240) >= 0.8 * 40 * 60
-    assert server.refusals <= 0.05
+    served = 0
+    for seed in (1, 2, 3):
+        server = Changing(refusal=OVERLOADED, seed=seed)
+        load_of(server, slots=256, answer_s=about(1), seed=seed).run(240)
+        served += server.between(70, 120)
+        assert server.between(180, 240) >= 0.8 * 40 * 60
+        assert server.refusals <= 0.05
+    assert served >= 0.9 * 3 * 10 * 50
 
 
 # ── Storms ───────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from runner.accumulate import MalformedChunk, StreamError, for_stream
@@ -157,6 +157,7 @@ PIECES = st.lists(
 
 
 @given(st.lists(PIECES.map("".join).map(str.encode), min_size=1, max_size=5))
+@example([b'"a","', b'"'])
 def test_a_run_of_events_says_what_each_says_for_itself_or_nothing(written):
     """Whatever a server writes where the texts should be: halves of strings, joints of ours, nothing at all."""
     template: Any = Repeated(b'{"choices":[{"delta":{"content":', b"}}]}", {"content": "x"}, "content")

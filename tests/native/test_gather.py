@@ -128,6 +128,12 @@ def test_each_has_the_time_at_which_it_came():
     assert (attempted.last_content_ns / 1e9, attempted.coalesced) == (pytest.approx(1.0 + 0.02 * 59), 0)
 
 
+def test_an_event_that_comes_in_two_blocks_came_with_the_second():
+    first, rest = TEXTS[10][:30], TEXTS[10][30:]
+    _, sink, _ = attempt(steady([*TEXTS[:10], first, rest + TEXTS[11], FINISH, DONE]))
+    assert [came for _, came in sink.at[-2:]] == pytest.approx([1.0 + 0.02 * 11] * 2)
+
+
 @pytest.mark.parametrize("end", [None, httpx2.ReadError("reset")], ids=["ended", "broken"])
 def test_what_was_waiting_when_the_stream_ended_is_taken_first(end):
     attempted, sink, ended_s = attempt([*steady(TEXTS[:13]), (1.245, end)])
