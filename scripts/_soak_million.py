@@ -1,13 +1,12 @@
 """Memory over very many jobs: what the runner holds must not grow with what it has done.
 
 The real process against a simulator that answers one token at once. Its peak (VmHWM of /proc/PID/status, so Linux only)
-is read when 10,000 records are there and at the end; between them it may grow by GROWTH_MIB: the two tables of digests
-are 32 MB each for a million jobs, and are there twice for a moment when they grow.
+is read when 10,000 records are there and until it ends; between them it may grow by GROWTH_MIB: the two tables of
+digests are 32 MB each for a million jobs, and are there twice for a moment when they grow.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import tempfile
@@ -67,19 +66,18 @@ def watch(process: subprocess.Popen[bytes], results: Path, jobs: int) -> dict[in
     peaks: dict[int, float] = {}
     wanted = sorted({BASE, *(jobs * tenth // 10 for tenth in range(1, 10))})
     counted = count = 0
-    while True:
-        pid, status, usage = os.wait4(process.pid, os.WNOHANG)
-        if pid:
-            process.returncode = os.waitstatus_to_exitcode(status)
-            return peaks | {jobs: usage.ru_maxrss / 1024}
+    last = 0.0  # not wait4's ru_maxrss: that begins with what this process held when it forked
+    while process.poll() is None:
+        last = max(last, peak_mib(process.pid))
         for block in blocks(results, counted):
             counted += len(block)
             count += block.count(b"\n")
         while wanted and count >= wanted[0]:
             number = wanted.pop(0)
-            peaks[number] = peak_mib(process.pid)
-            print(f"{number:>9,} records: {peaks[number]:.0f} MiB", flush=True)
+            peaks[number] = last
+            print(f"{number:>9,} records: {last:.0f} MiB", flush=True)
         time.sleep(POLL_S)
+    return peaks | {jobs: last}
 
 
 def peak_mib(pid: int) -> float:
