@@ -10,7 +10,8 @@ import math
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
-from runner.buckets import Bucket, Quota
+from runner.buckets import Bucket
+from runner.quota import Quota
 from runner.ratelimits import Allowance
 from runner.tickets import BY_NAME, MEASURES, Measure, Need, NeverFits
 

@@ -69,24 +69,20 @@ class Lane:
         self._gate = endpoint.gate
         self._clock = clock
         self.limits = LaneLimits(limits, clock)
-        self._admitted = 0
-        self._admitted_tokens = 0
+        self._admitted = self._admitted_tokens = 0
         self._changed = Wakeup()
-        self._serving: anyio.CancelScope | None = None
-        """While it is at work on an attempt."""
+        self._serving: anyio.CancelScope | None = None  # while an attempt waits in order to pay
         self.cooldown = Cooldown()
         self._capacity = Capacity()
         self._habit = Habit()
         self._under_way: set[int] = set()  # attempts in flight, by their number
-        self._answered = False
-        self._refuses_late = False  # in its 200 answers
+        self._answered = self._refuses_late = False  # …late: in its 200 answers
         self._pace = Pace(clock)
         self._paced_until = 0.0
-        self._no_refunds_until_s = -math.inf
+        self._no_refunds_until_s = self._episode_s = -math.inf
         self._first_s = math.inf  # when the first attempt was admitted
         self.limited_s = 0.0
         """How long heads of this lane have waited for limits and cool-downs."""
-        self._episode_s = -math.inf
         self._excused = 0  # refusals of this episode, while it may be an accident
         self._input = Sliding(clock)
         if self._knows_requests:
@@ -301,7 +297,10 @@ class Lane:
 
     async def _serve(self, waiter: Waiter) -> None:
         """Takes the first in line, pays for it and lets it go; puts it back where it can't be sent."""
-        if not self._still_fits(waiter):
+        try:
+            waiter.need = self.fitted(waiter.need)  # the limits may be others by now
+        except NeverFits as refusal:
+            self._waiting.reroute(waiter, self, refusal)
             return
         self._pace.sent()
         self._paced_until = max(self._paced_until, self._clock() - CATCH_UP_S) + 1 / self._pace.per_s
@@ -340,15 +339,6 @@ class Lane:
         self.limits.give_back(waiter.need, paid)
         if not waiter.turn.done():
             self._waiting.put_back(waiter)
-
-    def _still_fits(self, waiter: Waiter) -> bool:
-        """Whether it fits in the limits as of now; if it does in none any more, it is told so."""
-        try:
-            waiter.need = self.fitted(waiter.need)
-        except NeverFits as refusal:
-            self._waiting.reroute(waiter, self, refusal)
-            return False
-        return True
 
     async def _pay(self, need: Need, paid: list[str]) -> None:
         """Pays the lane's own limits; says which."""

@@ -8,6 +8,7 @@ MAX_WAITING_JOBS. The journal outlives the workers: it is closed, never cancelle
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import signal
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ import anyio
 from anyio.abc import TaskGroup
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-from runner import signals
+from runner import records, signals
 from runner.digests import DigestMap, digest64
 from runner.drain import Drain
 from runner.jobs import Job, Rejected
@@ -26,7 +27,7 @@ from runner.limits import BACKOFF_ROOM, MAX_WAITING_BYTES, MAX_WAITING_JOBS
 from runner.preflight import asks_something_else, changes_refused
 from runner.source import JobSource
 from runner.tickets import AdmissionClosed
-from runner.worker import Bench, StopRun, reject, run_job
+from runner.worker import Bench, StopRun, run_job
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +115,7 @@ class Pipeline:
                     return
                 left = None if left is None else left - 1
                 if isinstance(item, Rejected):
-                    reject(self.bench, item, self._check_limits)
+                    self._reject(item)
                     await self.bench.journal.room()
                     continue
                 try:
@@ -124,6 +125,17 @@ class Pipeline:
                     self._offering = True
                     await send.send(item)
                     self._offering = False
+
+    def _reject(self, line: Rejected) -> None:
+        """Has the record of a line that can't be a job written. Nobody waits for it: there may be a million of them."""
+        record = records.of_rejected(line)
+
+        def written(acknowledged: asyncio.Future[None]) -> None:
+            if not acknowledged.cancelled() and acknowledged.exception() is None:
+                self.bench.metrics.record(record)
+                self._check_limits()
+
+        self.bench.journal.hand_in(records.record_line(record)).add_done_callback(written)
 
     def _hire(
         self, staff: TaskGroup, send: MemoryObjectSendStream[Job], receive: MemoryObjectReceiveStream[Job]

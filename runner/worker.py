@@ -9,7 +9,6 @@ bad key): the next run of the same command does it.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import random
 import time
@@ -31,7 +30,7 @@ from runner.earlier import EarlierDeltas
 from runner.endpoints import Endpoint
 from runner.errors import OutputError
 from runner.faults import Fault, FaultKind
-from runner.jobs import Job, Rejected
+from runner.jobs import Job
 from runner.journal import Journal
 from runner.limits import CHUNKS_AT_ONCE
 from runner.metrics import RunMetrics
@@ -89,24 +88,6 @@ class Bench:
     """A load test's own look at every job that has ended; it may add to the record."""
     resumed: EarlierDeltas | bool | None = False
     """The deltas of an earlier run, or whether there are some: a job's first attempt then voids what it left."""
-
-
-def reject(bench: Bench, line: Rejected, done: Callable[[], None]) -> None:
-    """Has the record of a line that can't be a job written, and calls `done` then.
-
-    Nobody waits for it: there may be a million of them.
-
-    Raises:
-        OutputError: it can't be. What goes wrong later ends the journal, and the run with it.
-    """
-    record = records.of_rejected(line)
-
-    def written(acknowledged: asyncio.Future[None]) -> None:
-        if not acknowledged.cancelled() and acknowledged.exception() is None:
-            bench.metrics.record(record)
-            done()
-
-    bench.journal.hand_in(records.record_line(record)).add_done_callback(written)
 
 
 async def run_job(bench: Bench, job: Job) -> None:

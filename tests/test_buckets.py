@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner.buckets import LEAST_PER_MINUTE, Bucket, Quota, Sliding
+from runner.buckets import LEAST_PER_MINUTE, Bucket, Sliding
+from runner.quota import Quota
 from runner.testing.virtual_time import run_virtual
 
 WINDOW_S = 60.0
