@@ -27,6 +27,7 @@ _STEADY_NS: Final = int(GATHER_S * 1e9 * 0.6)
 """Of a stream whose blocks are further apart, few would meet another."""
 _EVENT_END: Final = b"\n\n"
 _FEW: Final = 8
+"""Events of one block that are as soon decoded as looked through for what they have in common."""
 _ends_event = methodcaller("endswith", _EVENT_END)
 _events_in = methodcaller("count", _EVENT_END)
 _new = tuple.__new__  # a NamedTuple's own constructor is a Python function
