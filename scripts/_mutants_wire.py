@@ -210,7 +210,7 @@ MUTANTS = (
     Mutant(
         "who is admitted at once overtakes those who wait at the gate",
         (Edit("runner/gate.py", "            not self._turn.locked()\n            and ", "            "),),
-        ("tests/test_admission.py::test_a_probe_that_meets_another_429_doubles_the_wait_where_the_server_names_none",),
+        ("tests/test_gate.py::test_nobody_enters_at_once_while_somebody_waits_at_the_gate",),
     ),
     Mutant(
         "what arrived before a deadline is looked at after it",
