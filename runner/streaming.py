@@ -135,7 +135,8 @@ class Stream:
         if not self._size:
             self._result.first_chunk_ns = blocks[0][1]
         before_ns = blocks[-2][1] if len(blocks) > 1 else self._now_ns
-        self._gap_ns = blocks[-1][1] - before_ns
+        self._now_ns = blocks[-1][1]
+        self._gap_ns = self._now_ns - before_ns
         self._untaken = blocks
         return self.go_on()
 
@@ -160,7 +161,6 @@ class Stream:
         self._size += size
         if self._size > MAX_STREAM_BYTES:
             raise FaultFound(Fault(FaultKind.TOO_LARGE, f"the stream is larger than {MAX_STREAM_BYTES} bytes"))
-        self._now_ns = untaken[-1][1]
         return untaken
 
     def close(self) -> None:

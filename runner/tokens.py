@@ -20,6 +20,7 @@ from typing import Any, Final, Literal, NamedTuple
 import orjson
 
 from runner.jobs import Api, Job
+from runner.wire import choices_of, output_cap_of, prompts_of
 
 IMAGE_TOKENS: Final = 1_105
 """A 1024 × 1024 image at high detail costs 765, the largest tiling 1,105 (the API's vision guide)."""
@@ -56,7 +57,6 @@ _VOCABULARIES: Final = {
 }
 
 
-_CAPS: Final = ("max_completion_tokens", "max_output_tokens", "max_tokens")
 _SCHEMAS: Final = frozenset({"tools", "functions", "response_format", "text"})
 
 
@@ -90,8 +90,7 @@ def heuristic(text: str) -> int:
 def _with_output(job: Job, counted: int, method: Literal["tiktoken", "heuristic"], default: int) -> Estimate:
     if job.api is Api.EMBEDDINGS:
         return Estimate(counted, 0, method)
-    body = job.body
-    cap = next((body[key] for key in _CAPS if key in body and type(body[key]) is int and body[key] >= 0), None)
+    cap = output_cap_of(job)
     choices = _choices(job)
     if cap is None:
         return Estimate(counted, default * choices, method, guessed=choices)
@@ -99,16 +98,9 @@ def _with_output(job: Job, counted: int, method: Literal["tiktoken", "heuristic"
 
 
 def _choices(job: Job) -> int:
-    """Answers that one request asks for."""
-    body = job.body
-    if job.api is not Api.COMPLETIONS:
-        n = body.get("n", 1)
-        return max(n, 1) if isinstance(n, int) else 1
-    counts = [count for count in (body.get("n"), body.get("best_of")) if isinstance(count, int)]
-    prompts = body.get("prompt")  # a legacy completion may hold many; a list of integers is one
-    if isinstance(prompts, list) and prompts and isinstance(prompts[0], str | list):
-        return max([1, *counts]) * len(prompts)
-    return max([1, *counts])
+    """Answers that one request has made: of a legacy completion's best_of only the best are seen."""
+    best_of = job.body.get("best_of") if job.api is Api.COMPLETIONS else None
+    return max(choices_of(job), best_of * prompts_of(job) if isinstance(best_of, int) else 1)
 
 
 def _collect(body: dict[str, Any], pieces: list[str]) -> int:

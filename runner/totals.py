@@ -62,7 +62,7 @@ class Finished(NamedTuple):
         chunks, attempts = _counts(runner, ("chunks", "attempts"))
         total, cached, output, reasoning = _counts(runner.get("usage"), TOKENS)
         cost, ttft_s, duration_s, queue_s, limiter_wait_s = _numbers(runner, ("cost", *TIMES))
-        p50_s, p99_s, max_s = _numbers(runner.get("icl"), ("p50", "p99", "max"))
+        p50_s, p99_s, max_s = _numbers(runner.get("icl"), tuple(GAPS.values()))
         return cls(
             ok=error is None,
             error_code=None if error is None else code if isinstance(code, str) else "unknown",
@@ -86,14 +86,17 @@ class Finished(NamedTuple):
 
 
 def _numbers(found: Any, names: Sequence[str]) -> list[float | None]:
-    """These members of an object."""
-    values = map(found.get, names) if isinstance(found, dict) else repeat(None, len(names))
+    values = _members(found, names)
     return [float(value) if type(value) is float or type(value) is int else None for value in values]
 
 
 def _counts(found: Any, names: Sequence[str]) -> list[int | None]:
-    values = map(found.get, names) if isinstance(found, dict) else repeat(None, len(names))
-    return [value if type(value) is int and value >= 0 else None for value in values]
+    return [value if type(value) is int and value >= 0 else None for value in _members(found, names)]
+
+
+def _members(found: Any, names: Sequence[str]) -> Iterable[Any]:
+    """These members of what should be an object."""
+    return map(found.get, names) if isinstance(found, dict) else repeat(None, len(names))
 
 
 def _reasons(retries: Any) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
@@ -10,6 +10,9 @@ from runner.jobs import Api, Job
 
 if TYPE_CHECKING:
     from runner.settings import StreamOptions
+
+
+_CAPS: Final = ("max_completion_tokens", "max_output_tokens", "max_tokens")
 
 
 def encode_body(
@@ -57,7 +60,16 @@ def choices_of(job: Job) -> int:
     """How many choices the answer owes: n, times the prompts of a legacy completion."""
     n = job.body.get("n")
     count = n if isinstance(n, int) and not isinstance(n, bool) and n > 0 else 1
-    prompts = job.body.get("prompt")
-    if job.api is Api.COMPLETIONS and isinstance(prompts, list) and prompts and isinstance(prompts[0], str | list):
-        count *= len(prompts)
-    return count
+    return count * prompts_of(job)
+
+
+def prompts_of(job: Job) -> int:
+    """How many prompts it has: a legacy completion may hold many; a list of integers is one."""
+    prompts = job.body.get("prompt") if job.api is Api.COMPLETIONS else None
+    return len(prompts) if isinstance(prompts, list) and prompts and isinstance(prompts[0], str | list) else 1
+
+
+def output_cap_of(job: Job) -> int | None:
+    """The most tokens that its line allows each choice; None: it names no number."""
+    body = job.body
+    return next((body[key] for key in _CAPS if key in body and type(body[key]) is int and body[key] >= 0), None)

@@ -189,13 +189,7 @@ MUTANTS = (
     ),
     Mutant(
         "void not written after a retry",
-        (
-            Edit(
-                "runner/worker.py",
-                "        if history.retries:\n",
-                "        if False:\n",
-            ),
-        ),
+        (Edit("runner/worker.py", "        if history.retries:\n", "        if False:\n"),),
         (
             "tests/test_run.py::test_a_mixed_file_with_faults_ends_with_one_right_record_each",
             "tests/test_pipeline.py::test_attempts_are_bounded_and_each_is_told",

@@ -32,8 +32,8 @@ from runner.limits import (
     MEDIA_SHARE_BYTES,
     MIN_PARSED_BYTES,
 )
+from runner.wire import output_cap_of
 
-_CAPS: Final = ("max_completion_tokens", "max_output_tokens", "max_tokens")
 _TELLING: Final = frozenset({"logprobs", "top_logprobs", "include", "modalities", "tools"})
 """Keys of a body that ask for more than text."""
 
@@ -55,7 +55,7 @@ def allowance_of(job: Job, choices: int) -> Allowance:
         return Allowance(asked, asked)
     usual = _TELLING.isdisjoint(body)
     each = BYTES_PER_TOKEN + (0 if usual else _logprobs(body) * BYTES_PER_LOGPROB)
-    cap = _cap(body)
+    cap = output_cap_of(job)
     # A Responses answer repeats the request's instructions and tools, other servers its prompt's tokens as numbers.
     slack = ANSWER_SLACK_BYTES * (1 + choices // 8) + 16 * job.size_bytes
     bound = choices * each * (MAX_ANSWER_TOKENS if cap is None else cap) + slack
@@ -68,14 +68,6 @@ def allowance_of(job: Job, choices: int) -> Allowance:
 def reading_of(allowance: Allowance) -> Allowance:
     """What a line or a body may take while it is read: a whole answer, or what is put into one by other means."""
     return allowance._replace(bound=max(allowance.bound, MAX_SSE_LINE_BYTES))
-
-
-def _cap(body: dict[str, Any]) -> int | None:
-    return next((body[key] for key in _CAPS if key in body and _is_count(body[key])), None)
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and value >= 0
 
 
 def _logprobs(body: dict[str, Any]) -> int:

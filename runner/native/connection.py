@@ -201,8 +201,7 @@ class Connection(asyncio.BufferedProtocol):
             self._hand_on(body)
             self._misunderstood(body, error)
             return
-        if self._pieces:
-            self._hand_on(body)
+        self._hand_on(body)
         if self._complete:
             self._release(body)
         elif self._unframed > MAX_HEAD_BYTES:
@@ -215,11 +214,10 @@ class Connection(asyncio.BufferedProtocol):
 
     def _hand_on(self, body: Body) -> None:
         """Hands on the pieces of the body that one read brought."""
-        pieces = self._pieces
-        if pieces:
+        if self._pieces:
             self._unframed = 0
-            body.put(pieces[0] if len(pieces) == 1 else b"".join(pieces), self._now_ns)
-            pieces.clear()
+            body.put(b"".join(self._pieces), self._now_ns)
+            self._pieces.clear()
 
     def _misunderstood(self, body: Body, error: Exception) -> None:
         if self._complete:

@@ -269,7 +269,6 @@ def dumped(tmp_path, source):
     return done.stdout, done.stderr
 
 
-@pytest.mark.slow
 def test_the_rest_of_a_second_at_a_levels_end_is_no_peak():
     ticks = [{"t": float(t), "succeeded": 10, "output_tokens": 100} for t in range(4)]
     ticks.append({"t": 4.0, "succeeded": 1, "output_tokens": 10})
@@ -287,6 +286,7 @@ def test_what_a_search_found_is_said_in_words():
     assert "<p>8 kept the SLO for 0.99" in html.report(result.model_copy(update={"search": said}))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="no headless browser here")
 @pytest.mark.parametrize("name", ["open_loop", "hostile"])
 def test_a_real_browser_runs_the_script_and_has_nothing_to_complain_of(name, tmp_path):
