@@ -16,7 +16,12 @@ from contextlib import contextmanager
 import orjson
 import pytest
 
+from runner.errors import UsageError
+from runner.load.options import LoadOptions
 from runner.load.results import decode
+from runner.load.run import run_load
+from runner.load.store import held
+from runner.settings import Settings
 from tests.process import by_id, end, records, run, start, write_jobs
 
 QUICK = ("--no-calibrate", "--progress", "plain")
@@ -316,7 +321,7 @@ def test_a_port_where_nobody_listens_is_refused_before_anything_is_measured(tmp_
     ended = load(tmp_path, *args, code=1)
     assert "nobody answers at http://127.0.0.1:9/v1 (connection refused)" in ended.stderr
     assert ended.stderr.count("\n") == 1
-    assert not (tmp_path / "out" / "manifest.json").exists()
+    assert not (tmp_path / "out").exists()
 
 
 def test_fresh_leaves_what_is_there_where_nobody_listens(tmp_path):
@@ -387,13 +392,27 @@ def test_a_wrong_key_stops_the_test_with_one_line_and_exits_with_4(tmp_path, wor
         (*MADE, "--base-url", "http://127.0.0.1:9/v1"),
         (*MADE, "--input-tokens", "many", "--simulate"),
         ("jobs.jsonl", "--trace", "jobs.jsonl", "--simulate"),
+        ("jobs.jsonl",),
     ],
     ids=str,
 )
-def test_what_cannot_be_done_exits_with_2_and_one_line(tmp_path, args):
+def test_what_cannot_be_done_exits_with_2_and_one_line_and_makes_no_folder(tmp_path, args):
     jobs(tmp_path)
     ended = load(tmp_path, *args, code=2)
     assert ended.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+async def test_a_folder_that_another_test_was_quicker_to_make_is_looked_at_again(tmp_path, monkeypatch):
+    def beaten(store):
+        store.path.mkdir()
+        store.write_manifest({"options": {}, "settings": {}})
+        return held(store)
+
+    monkeypatch.setattr("runner.load.run.held", beaten)
+    options = LoadOptions(synthetic=True, out=str(tmp_path / "out"))
+    with serving(HangsUp) as url, pytest.raises(UsageError, match="holds another load test"):
+        await run_load(options, Settings(base_url=url, model="m"), [])
 
 
 def test_compare_lays_two_tests_side_by_side(tmp_path):

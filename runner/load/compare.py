@@ -9,7 +9,8 @@ Levels are matched by kind and value. The rule, in this order:
 4. A percentile's change must also exceed 2 %, the error of two sketches.
 
 Accepted: rule 3 knows nothing of what changes from run to run (another neighbour on the machine, another cache), which
-only repeats show; the text says so. At 99 % one of a hundred unchanged rows still looks changed.
+only repeats show; the text says so. At 99 % one of a hundred unchanged rows still looks changed; within one run of an
+almost full queue, which remembers longer than a stretch of the run lasts, it may be several.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from runner.escape import for_line
 from runner.load.definitions import BY_KEY
 from runner.load.figures import NONE, duration, plain, share
 from runner.load.markup import Markup, element, join
-from runner.load.noise import Range, mean_range, quantile_range, share_range, welch
+from runner.load.noise import Range, dependence, mean_range, quantile_range, share_range, welch
 from runner.load.page import Cell, facts, page, table
 from runner.load.quantiles import PERCENTILES
 from runner.load.results import Level, LoadResult
@@ -276,7 +277,7 @@ def _rate(name: str, key: str, higher_is_better: bool | None = True) -> Measure:
 def _part(name: str, pick: Pick, count: Callable[[Level], int], higher_is_better: bool) -> Measure:
     def spread(level: Level) -> Range | None:
         value = pick(level)
-        return None if value is None else share_range(min(max(value, 0.0), 1.0), count(level))
+        return None if value is None else share_range(min(max(value, 0.0), 1.0), count(level) / dependence(level))
 
     return Measure(name, pick, share, higher_is_better, spread)
 

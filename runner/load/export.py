@@ -8,7 +8,7 @@ Only what we can fill honestly is there: a percentile that n can't support is le
 in that client's meaning. One file a level, since those clients write one a run. What is known to differ:
 - vLLM counts an empty role chunk as the first token, so that its TTFT can be shorter;
 - vLLM's TPOT and AIPerf's ITL are our `itl`; vLLM's ITL is our `icl`;
-- our latencies are those in the level's window, warm-up left out.
+- our latencies are those in the level's window, warm-up left out; AIPerf's `error_summary` is of the whole level.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ def export(result: LoadResult, layout: str) -> dict[str, bytes]:
 def vllm(result: LoadResult, level: Level) -> dict[str, Any]:
     """As `vllm bench serve --save-result` writes it; times in milliseconds. `tokenizer_id` is null: usage counts."""
     rates, is_open = level.rates, level.kind == "open"
-    gamma = {"constant": "inf", "poisson": 1.0}.get(result.arrival.kind)
+    # In a closed loop it means nothing; theirs has its default there.
+    gamma = {"constant": "inf", "poisson": 1.0, "closed": 1.0}.get(result.arrival.kind)
     made = {
         "date": _date(result.started),
         "endpoint_type": "openai-chat",
@@ -97,17 +98,11 @@ def aiperf(result: LoadResult, level: Level) -> dict[str, Any]:
         "start_time": result.started,
         "end_time": result.ended,
         "was_cancelled": not level.complete,
-        "run_info": {
-            "random_seed": result.seed,
-            "trial": level.repeat,
-            "run_label": level.label,
-            "variation_label": level.label,
-            "variation_values": {"concurrency": level.value}
-            if level.kind == "closed"
-            else {"request_rate": _asked_rate(result, level)},
-            "cli_command": shlex.join(("runner", *result.argv)) if result.argv else None,
-        },
-        "error_summary": [{"error_details": {"type": kind}, "count": n} for kind, n in sorted(level.errors.items())],
+        "run_info": _run_info(result, level),
+        "error_summary": [
+            {"error_details": {"type": kind, "message": kind.replace("_", " ")}, "count": n}
+            for kind, n in _errors(level)
+        ],
     }
     for theirs, ours in _AIPERF_LATENCIES.items():
         made[theirs] = _block(level.metric(ours), "ms", 1000)
@@ -132,6 +127,24 @@ def aiperf(result: LoadResult, level: Level) -> dict[str, Any]:
         name: {"unit": unit, "avg": value} if value is not None else None for name, (unit, value) in single.items()
     }
     return {name: value for name, value in made.items() if value is not None}
+
+
+def _run_info(result: LoadResult, level: Level) -> dict[str, Any]:
+    is_open = level.kind == "open"
+    return {
+        "random_seed": result.seed,
+        "trial": level.repeat,
+        "run_label": level.label,
+        "variation_label": level.label,
+        "variation_values": {"request_rate": _asked_rate(result, level)} if is_open else {"concurrency": level.value},
+        "cli_command": shlex.join(("runner", *result.argv)) if result.argv else None,
+    }
+
+
+def _errors(level: Level) -> list[tuple[str, int]]:
+    """Of the whole level; 429s are among them there."""
+    throttled = [("rate_limited", level.throttled)] if level.throttled else []
+    return [*sorted(level.errors.items()), *throttled]
 
 
 def _block(found: Quantiles, unit: str, factor: float) -> dict[str, Any] | None:

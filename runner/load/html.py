@@ -78,7 +78,11 @@ def _repeats(result: LoadResult) -> Iterator[Markup]:
         yield table(
             ("Level", *(head.replace("\n", " ") for head in heads_of(result, units=True))), rows, sortable=False
         )
-        yield element("p", {"class": "note"}, "Mean of n repeats ± half of its 95 % interval (Student's t).")
+        yield element(
+            "p",
+            {"class": "note"},
+            "Mean of n repeats ± half of its 95 % interval (Student's t; of percentiles the sketch's 1 % more).",
+        )
 
 
 def _row_class(level: Level) -> str | None:
@@ -134,7 +138,7 @@ def _cards(result: LoadResult) -> Iterator[Markup]:
 def _card_texts(result: LoadResult) -> Iterator[tuple[str, str]]:
     """What one looks for first; levels bound by the client don't count."""
     sound = [level for level in result.levels if not level.client_bound]
-    fast = [(v, level) for level in sound if (v := level.rates.output_tokens_per_s) is not None]
+    fast = [(v, level) for level in sound if (v := level.rates.output_tokens_per_s)]
     if fast:
         most, level = max(fast, key=lambda found: found[0])
         yield f"{plain(most)} tok/s", f"most output tokens a second, at {_title(level)}"
@@ -184,7 +188,7 @@ def _search(result: LoadResult) -> Iterator[Markup]:
         (
             "bound" if tried.verdict == "client-bound" else None,
             [
-                Cell(plain(tried.value), tried.value),
+                Cell(f"{tried.value:g}", tried.value),
                 Cell(share(tried.goodput), tried.goodput),
                 Cell("yes" if tried.kept else "no", "yes" if tried.kept else "no"),
                 Cell(tried.verdict, tried.verdict, f"n {tried.verdict}"),
@@ -243,11 +247,7 @@ def _environment_facts(result: LoadResult) -> Iterator[tuple[str, str]]:
     yield "Seed", str(result.seed)
     if result.calibration is not None:
         made = result.calibration
-        yield (
-            "Calibration",
-            f"{made.describe}: up to {plain(made.max_chunks_per_s)} chunks/s and {plain(made.max_requests_per_s)} "
-            f"requests/s, largest lag {duration(made.lag_max_s)}, {plain(made.cpu_us_per_chunk)} µs CPU a chunk",
-        )
+        yield "Calibration", f"{made.describe}; {plain(made.cpu_us_per_chunk)} µs CPU a chunk"
     yield "Runner", result.runner
     yield "Versions", _flat(result.versions)
     yield "Host", _flat(result.host)

@@ -175,17 +175,18 @@ class LevelStatistics:
         return judge(self._signs())
 
     def _signs(self) -> ClientSigns:
-        # Whatever n is: a verdict must be given. Its words say whether it is a percentile.
-        delay = self.metrics["send_lag"]
+        lag, delay = self.lag, self.metrics["send_lag"]
+        lag_p99_s, delay_p99_s = lag.quantile(0.99), delay.quantile(0.99)
         chunks = self.counts["chunks"]
         coalesced = self.counts["coalesced"] / chunks if chunks else None
+        # Whatever n is: a verdict must be given. Its words say whether it is a percentile.
         return ClientSigns(
-            self.lag.sketch.quantile(0.99),
-            delay.sketch.quantile(0.99),
+            lag.sketch.quantile(0.99) if lag_p99_s is None else lag_p99_s,
+            delay.sketch.quantile(0.99) if delay_p99_s is None else delay_p99_s,
             self.cpu_share,
             coalesced,
-            lag_is_p99=self.lag.quantile(0.99) is not None,
-            delay_is_p99=delay.quantile(0.99) is not None,
+            lag_is_p99=lag_p99_s is not None,
+            delay_is_p99=delay_p99_s is not None,
         )
 
     def report(self, duration_s: float) -> dict[str, Any]:

@@ -2,10 +2,11 @@
 
 Within one run: a mean by its standard error, a share by its Wilson interval, a percentile by the order statistics of
 its histogram (ranks n·q ± z·√(n·q·(1 − q))); all 95 %. Over repeats: Welch's t-test at 99 %. Gaps between chunks count
-as many as there were requests, since those of one answer aren't independent.
+as many as there were requests, since those of one answer aren't independent. Nor are requests that wait in one queue:
+they count as many as `dependence` leaves, or every third TTFT of two equal runs would look changed at half load.
 
-Accepted: within one run requests are taken as independent, which a queue makes them not quite; a histogram's bins make
-a percentile's interval a little too wide.
+Accepted: in a run of fewer than 2 × BATCHES steps (seconds) with a TTFT, requests are taken as independent; a
+histogram's bins make a percentile's interval a little too wide.
 """
 
 from __future__ import annotations
@@ -15,11 +16,16 @@ import statistics
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
+from runner.load.quantiles import student_t
 from runner.load.results import Level
 from runner.sketch import RELATIVE_ERROR
 
 MIN_REQUESTS: Final = 20
 """Fewer values than this say nothing about noise."""
+BATCHES: Final = 10
+"""Stretches of a run that are held against each other: each is to be longer than what a queue remembers."""
+_MEDIANS: Final = math.pi / 2
+"""Variance of a median over that of a mean, of many values in a bell."""
 _Z: Final = 1.959964
 # fmt: off
 _T_995: Final = (
@@ -48,9 +54,26 @@ def welch(a: Sequence[float], b: Sequence[float]) -> bool:
     return apart > _T_995[min(max(int(freedom), 1), len(_T_995)) - 1] * error
 
 
-def _independent(level: Level, name: str) -> int:
+def _independent(level: Level, name: str) -> float:
     n = level.metric(name).n
-    return min(n, level.requests.succeeded) if name == "icl" else n
+    return (min(n, level.requests.succeeded) if name == "icl" else n) / dependence(level)
+
+
+def dependence(level: Level) -> float:
+    """How many requests say as much as one that is independent of all others; 1 where that can't be seen.
+
+    The method of batch means: the variance of the mean TTFT as its BATCHES stretches show it, each by its steps'
+    medians, over what it would be if all requests were independent. What is beyond the scatter of a median counts, and
+    Student's t for how badly that few stretches tell it.
+    """
+    ttft, (start, end) = level.metric("ttft"), level.window_s
+    steps = [tick.ttft_p50 for tick in level.timeline if start <= tick.t < end and tick.ttft_p50 is not None]
+    size = len(steps) // BATCHES
+    if size < 2 or not ttft.stddev:
+        return 1.0
+    means = [statistics.fmean(steps[size * k : size * (k + 1)]) for k in range(BATCHES)]
+    ratio = statistics.variance(means) / BATCHES / (ttft.stddev**2 / ttft.n)
+    return 1.0 + max(0.0, ratio - _MEDIANS) * (student_t(BATCHES - 1) / _Z) ** 2
 
 
 def mean_range(level: Level, name: str) -> Range | None:
@@ -84,7 +107,7 @@ def quantile_range(level: Level, name: str, q: float) -> Range | None:
     return None
 
 
-def share_range(part: float, n: int) -> Range | None:
+def share_range(part: float, n: float) -> Range | None:
     """Wilson's interval of a share of n."""
     if n < MIN_REQUESTS:
         return None

@@ -29,6 +29,9 @@ WARMUP_SHARE: Final = 0.1
 MAX_WARMUP_S: Final = 5.0
 DEFAULT_DRAIN_S: Final = 300.0
 """As long as a first token may take (--first-token-timeout): no server that hangs holds up a sweep for longer."""
+MAX_REQUESTS: Final = 10_000_000
+"""Of one level: three hours at a thousand a second. When the last one of an open loop is due is known beforehand, which
+takes some seconds for as many."""
 MAX_LEVELS: Final = 1_000
 """One after the other, repeats included."""
 MAX_PROCESSES: Final = 256
@@ -166,7 +169,9 @@ class LoadOptions:
                 repeats=self.repeats,
             )
         except ValueError:
-            raise UsageError("--find-max: the first value is above --max-value, or --goal isn't above 0") from None
+            raise UsageError(
+                "--max-value is at least the value at which --find-max begins; of a concurrency it is a whole number"
+            ) from None
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able form."""
@@ -207,7 +212,7 @@ class LoadOptions:
             return _numbers("--rate", self.rate)
         if self.arrivals is not None:
             return [_highest(parse_arrivals(self.arrivals, rate=1.0))]
-        return _numbers("--concurrency", self.concurrency or DEFAULT_CONCURRENCY)
+        return _numbers("--concurrency", DEFAULT_CONCURRENCY if self.concurrency is None else self.concurrency)
 
     def _label(self, value: float) -> str:
         if self.trace is not None:
@@ -229,18 +234,24 @@ def _highest(process: Process) -> float:
 def _sources(o: LoadOptions) -> Iterator[tuple[bool, str]]:
     """What may not be said of prompts, and how to say it."""
     made = o.synthetic or o.sharegpt is not None
+    jobs = f" (JOBS is {o.paths[0][:80]!r})" if made and o.paths else ""
     yield (
         made + bool(o.paths) + (o.synthetic and o.sharegpt is not None) != 1,
-        ("name what to send: JOBS, --synthetic or --sharegpt FILE, one of them"),
+        (f"name what to send: JOBS, --synthetic or --sharegpt FILE, one of them{jobs}"),
     )
     yield len(o.paths) > 1 and "-" in o.paths, "standard input can't be read together with other files"
     yield "-" in o.paths and o.workers > 1, "--workers needs a file: each process reads the jobs for itself"
     lengths = o.input_tokens is not None or o.output_tokens is not None or bool(o.shared_prefix)
     yield lengths and not o.synthetic, "--input-tokens, --output-tokens and --shared-prefix are for --synthetic"
-    conversations = o.turns is not None or o.exact_output
-    yield conversations and not made, "--turns and --exact-output are for --synthetic and --sharegpt"
+    asked = o.turns is not None or o.exact_output or o.output_cap != "max_tokens"
+    yield asked and not made, "--turns, --exact-output and --output-cap are for --synthetic and --sharegpt"
+    drawn = not o.synthetic and o.turns is None
+    yield o.sample and not drawn, "--sample draws from JOBS or ShareGPT's first turns: not with --synthetic or --turns"
     yield o.think is not None and o.turns is None, "--think needs --turns"
     yield not 0 <= o.shared_prefix <= 1, "--shared-prefix is a share of the input, between 0 and 1"
+    yield o.out == "", "--out names a folder"
+    page = o.server_metrics is None or o.server_metrics.startswith(("http://", "https://"))
+    yield not page, "--server-metrics is a URL such as http://localhost:8000/metrics"
     yield not 1 <= o.workers <= MAX_PROCESSES, f"--workers is between 1 and {MAX_PROCESSES}"
 
 
@@ -265,7 +276,9 @@ def _levels(o: LoadOptions) -> Iterator[tuple[bool, str]]:
         o.find_max is not None and (own_rate or traced),
         ("--find-max looks for one rate: --arrivals is constant, poisson or gamma, and there is no --trace"),
     )
-    yield o.requests is not None and o.requests < 1, "--requests is at least 1"
+    yield o.requests is not None and not 1 <= o.requests <= MAX_REQUESTS, f"--requests is between 1 and {MAX_REQUESTS}"
+    timed = o.trace_speed != 1 or o.trace_unit is not None
+    yield timed and not traced, "--trace-speed and --trace-unit are for --trace FILE"
     yield not 0 < o.trace_speed < math.inf, "--trace-speed is above 0"
     yield not 1 <= o.max_in_flight <= MAX_CONCURRENCY, f"--max-in-flight is between 1 and {MAX_CONCURRENCY}"
 
@@ -280,6 +293,9 @@ def _searches(o: LoadOptions) -> Iterator[tuple[bool, str]]:
         (f"--repeats is at least 1, and there are at most {MAX_LEVELS} levels"),
     )
     yield len(set(values)) < len(values), "a level is named twice: say --repeats"
+    searched = o.goal != GOAL or o.max_value is not None
+    yield searched and o.find_max is None, "--goal and --max-value are for --find-max"
+    yield not 0 < o.goal <= 1, "--goal is a share of the requests, above 0 and at most 1, e.g. 0.99"
     yield (
         o.find_max == "slo" and o.slo is None,
         ("--find-max slo needs --slo, or name the objectives: --find-max ttft=500ms"),

@@ -96,9 +96,10 @@ class FromPool:
         pool = self.pool
         how = "in order, again and again" if self.order == "cycle" else "drawn by chance"
         left_out = f", {pool.left_out} more left out" if pool.left_out else ""
+        rejected = f", lines that can't be jobs: {pool.rejected}" if pool.rejected else ""
         return {
             "source": self.source,
-            "describe": f"{self.name}: {len(pool.jobs)} jobs{left_out}, {how}",
+            "describe": f"{self.name}: {len(pool.jobs)} jobs{left_out}{rejected}, {how}",
             "jobs": len(pool.jobs),
             "left_out": pool.left_out,
             "rejected": pool.rejected,

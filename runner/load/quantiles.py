@@ -206,10 +206,11 @@ def student_t(freedom: int) -> float:
     return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
 
 
-def interval(values: Sequence[float | None]) -> Interval | None:
+def interval(values: Sequence[float | None], error: float = 0.0) -> Interval | None:
     """Mean of repeats with its 95 % t-interval; None of fewer than two, or where one is unknown or infinite.
 
-    Repeats that were left out would have been the extreme ones, so that nothing is said without them.
+    Repeats that were left out would have been the extreme ones, so that nothing is said without them. `error` is the
+    relative one that all of them may have in common: the interval is that much wider.
     """
     known = [value for value in values if value is not None and math.isfinite(value)]
     n = len(known)
@@ -217,7 +218,7 @@ def interval(values: Sequence[float | None]) -> Interval | None:
         return None
     mean = math.fsum(known) / n
     deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in known) / (n - 1))
-    half = student_t(n - 1) * deviation / math.sqrt(n)
+    half = student_t(n - 1) * deviation / math.sqrt(n) + error * abs(mean)
     return Interval(mean, mean - half, mean + half)
 
 
@@ -225,7 +226,9 @@ def over_repeats(repeats: Sequence[dict[str, dict[str, Any]]]) -> dict[str, Inte
     """The `metrics` of a level's repeats → `{"ttft_p50": Interval, …}`, for what every repeat can support."""
     found: dict[str, Interval] = {}
     for name, statistic in _statistics(repeats):
-        made = interval([repeat.get(name, {}).get(statistic) for repeat in repeats])
+        # Percentiles that agree to the last digit are of one bucket of the sketch, and no nearer to the truth for that.
+        error = RELATIVE_ERROR if statistic in PERCENTILES else 0.0
+        made = interval([repeat.get(name, {}).get(statistic) for repeat in repeats], error)
         if made is not None:
             found[f"{name}_{statistic}"] = made
     return found

@@ -6,13 +6,14 @@ Compressed files are read as they are, by their suffix; the errors name the file
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Final
 
 from runner.errors import InputError
 from runner.limits import READ_BLOCK_BYTES
 from runner.load.prompts import FromPool, JobPool, OutputLength
-from runner.load.sharegpt import Dialogue, dialogues, first_turn
+from runner.load.sharegpt import MAX_PROMPT_TOKENS, MAX_TOTAL_TOKENS, MIN_TOKENS, Dialogue, dialogues, first_turn
 from runner.load.traces import Trace, Unit, parse_trace
 from runner.source import JobSource, input_errors, open_input
 
@@ -31,7 +32,8 @@ async def read_jobs(paths: Sequence[str]) -> JobPool:
         for item in batch:
             pool.add(item)
     if not pool.jobs:
-        raise InputError(f"{', '.join(paths)}: no job to send ({pool.rejected} lines can't be jobs)")
+        why = f"; lines that can't be jobs: {pool.rejected}, `python -m runner check` says why" if pool.rejected else ""
+        raise InputError(f"{', '.join(paths)}: no job to send{why}")
     return pool
 
 
@@ -45,22 +47,20 @@ def read_sharegpt(path: str, output: OutputLength, *, seed: int = 0, sample: boo
     for k, dialogue in enumerate(found for found in _dialogues(path) if found.usual):
         pool.add(first_turn(dialogue, k, output))
     if not pool.jobs:
-        raise InputError(f"{path}: no conversation whose first turn is of a usual length")
+        raise InputError(
+            f"{path}: no conversation in ShareGPT's form with a first prompt and answer of {MIN_TOKENS} tokens "
+            f"at least, the prompt of {MAX_PROMPT_TOKENS} and both of {MAX_TOTAL_TOKENS} at most"
+        )
     return FromPool(pool, path, "sample" if sample else "cycle", seed, source="sharegpt")
 
 
-def read_dialogues(path: str, *, wanted: Callable[[Dialogue], bool] = lambda _: True) -> list[Dialogue]:
-    """Conversations of a file in ShareGPT's form, the first MAX_DIALOGUES that are wanted.
+def read_dialogues(path: str) -> list[Dialogue]:
+    """Conversations of a file in ShareGPT's form, the first MAX_DIALOGUES.
 
     Raises:
         InputError: it can't be read, isn't JSON or holds none.
     """
-    found: list[Dialogue] = []
-    for dialogue in _dialogues(path):
-        if wanted(dialogue):
-            found.append(dialogue)
-            if len(found) >= MAX_DIALOGUES:
-                break
+    found = list(islice(_dialogues(path), MAX_DIALOGUES))
     if not found:
         raise InputError(f"{path}: no conversation in it")
     return found

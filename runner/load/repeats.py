@@ -34,8 +34,10 @@ def heads_of(result: LoadResult, *, units: bool = False) -> list[str]:
 
 def rows_of(result: LoadResult) -> Iterator[list[str]]:
     """The level's label, how many repeats it had, then `mean ± half of the interval`."""
+    bound = {(level.kind, level.value) for level in result.levels if level.client_bound}
     for level in result.summary_levels:
-        yield [level.label, str(level.repeats), *(_cell(column, level) for column in _shown(result))]
+        label = level.label + " (client-bound)" * ((level.kind, level.value) in bound)
+        yield [label, str(level.repeats), *(_cell(column, level) for column in _shown(result))]
 
 
 def _shown(result: LoadResult) -> list[_Column]:

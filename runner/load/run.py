@@ -1,9 +1,9 @@
 """A load test from its options to its figures.
 
 Steps, each before anything is sent: the folder (lock, whose it is, what was measured before); the endpoint and key, or
-the simulator; the workload; whether anybody listens. Until then the folder is left as it is, by `--fresh` too. Then
-calibration; then the levels, one after another, with load.json written after each; then report.html, the tables and
-the exit code.
+the simulator; the workload; whether anybody listens. Until then the folder is left as it is, by `--fresh` too, and a
+new one isn't made. Then calibration; then the levels, one after another, with load.json written after each; then
+report.html, the tables and the exit code.
 
 An interrupted test keeps what it measured: the level it was in is marked as cut. The same command goes on at that
 level; levels that are complete are not run again. What was spent before counts against `--max-cost`.
@@ -78,16 +78,23 @@ async def run_load(options: LoadOptions, settings: Settings, argv: list[str]) ->
     """
     resources.raise_descriptor_limit()
     try:
-        with held(options.folder) as store:
-            async with AsyncExitStack() as stack:
-                targets = await stack.enter_async_context(targets_of(settings, options.simulate))
-                redactor = redactor_for(targets)
-                test = _Test(options, settings, store, redactor, argv)
-                asked = await test.ask(targets)
-                if options.fresh:
-                    await anyio.to_thread.run_sync(store.start_afresh)
-                stack.enter_context(log_to(store.path / LOG, settings.log_level, redactor))
-                return await test.run(asked)
+        async with AsyncExitStack() as stack:
+            store = Store(options.folder)
+            is_new = not store.exists
+            if not is_new:
+                stack.enter_context(held(store))
+            targets = await stack.enter_async_context(targets_of(settings, options.simulate))
+            redactor = redactor_for(targets)
+            test = _Test(options, settings, store, redactor, argv)
+            asked = await test.ask(targets)
+            if is_new:  # made only now, so that a slip leaves none
+                stack.enter_context(held(store))
+                if store.manifest() is not None:  # another test was quicker
+                    asked = await test.ask(targets)
+            if options.fresh:
+                await anyio.to_thread.run_sync(store.start_afresh)
+            stack.enter_context(log_to(store.path / LOG, settings.log_level, redactor))
+            return await test.run(asked)
     except BaseExceptionGroup as group:
         raise first_of_ours(group) from None
 
@@ -288,7 +295,8 @@ class _Test:
         seed = asked.manifest["seed"]
         async with scraping(self._options.server_metrics, line.say) as scraper:
             while self._reason is None and (spec := self._wanted()) is not None:
-                spec = replace(spec, first=self._next, run=self._run, seed=seed).dated(asked.workload.trace)
+                spec = replace(spec, first=self._next, run=self._run, seed=seed)
+                spec = await anyio.to_thread.run_sync(spec.dated, asked.workload.trace)
                 await self._run_level(crew, spec, scraper)
                 self._reason = self._reason or crew.reason
 

@@ -25,7 +25,7 @@ import orjson
 
 from runner.digests import digest64
 from runner.errors import UsageError
-from runner.files import AppendFile, OsFiles, atomic_write, make_folder, read_file
+from runner.files import AppendFile, OsFiles, atomic_write, read_file
 from runner.folder import LOG, MANIFEST
 from runner.load import html, results, sheet
 from runner.load.export import LAYOUTS, export
@@ -54,11 +54,16 @@ class Before(NamedTuple):
 
 
 class Store:
-    """A folder that this test holds; made by `held`."""
+    """The folder of a load test; what changes it takes `held`."""
 
     def __init__(self, path: Path) -> None:
         self.fs = OsFiles()
         self.path = path
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is a folder, or something else of its name."""
+        return self.fs.exists(self.path)
 
     # ── Coming back ──────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -168,13 +173,12 @@ class Store:
 
 
 @contextmanager
-def held(path: Path) -> Iterator[Store]:
+def held(store: Store) -> Iterator[Store]:
     """Makes and locks the folder, for as long as it lasts.
 
     Raises:
         LockedError: another run holds it.
         OutputError: it can't be made or written.
     """
-    make_folder(OsFiles(), path)
-    with lock_folder(path):
-        yield Store(path)
+    with lock_folder(store.path):
+        yield store

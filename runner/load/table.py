@@ -106,7 +106,11 @@ def _some(pick: Callable[[Level], int]) -> Callable[[Level], str | None]:
 _SEND_LAG: Final = _Note("Sent late by p50 / p99 / at most, in ms", _send_lag)
 """How late this client was in open loops, waits for limits left out."""
 _NOTES: Final = (
-    _Note("Failed", _errors),
+    _Note(
+        "Requests of which none counts, since none was due between --warmup and --cooldown",
+        _some(lambda level: 0 if level.requests.in_window else level.requests.offered),
+    ),
+    _Note("Failed, each with its message in results.jsonl", _errors),
     _Note("Streams held back after requests that had failed at once, so that more was never offered", _pauses),
     _Note(
         "No answer when --drain had passed or the level was cut, counted as having kept no objective",

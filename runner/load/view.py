@@ -23,6 +23,7 @@ from runner.terminal import Outlet
 DRAWN_S: Final = 0.5
 PLAIN_S: Final = 10.0
 JSON_S: Final = 1.0
+_BETWEEN: Final = " · "
 _CLEAR: Final = "\r\x1b[K"
 
 Style = Literal["auto", "rich", "plain", "json", "none"]
@@ -89,8 +90,7 @@ class Line:
         if self._style == "plain":
             self.out.write(text + "\n")
             return
-        width = shutil.get_terminal_size().columns
-        self.out.write(_CLEAR + text[: max(20, width - 1)])
+        self.out.write(_CLEAR + _fitting(text, max(20, shutil.get_terminal_size().columns - 1)))
         self._is_drawn = True
 
 
@@ -104,7 +104,14 @@ def shown(spec: LevelSpec, done: int, of: int | None, live: Live) -> str:
     if live.ttft_p50_s is not None:
         parts.append(f"TTFT p50 {ms(live.ttft_p50_s)} ms")
     parts.append(f"lag {ms(live.lag_max_s)} ms")
-    return " · ".join(parts)
+    return _BETWEEN.join(parts)
+
+
+def _fitting(text: str, columns: int) -> str:
+    """As many parts as fit: the half of a number would be another number."""
+    while len(text) > columns and _BETWEEN in text:
+        text = text.rpartition(_BETWEEN)[0]
+    return text[:columns]
 
 
 def _time(spec: LevelSpec, live: Live) -> str:

@@ -42,8 +42,10 @@ def drawn(rng: random.Random, n: int, median: float, spread: float) -> list[floa
     return [median * math.exp(rng.gauss(0, spread)) for _ in range(n)]
 
 
-def timeline(rng: random.Random, seconds: int, in_flight: float, per_s: float, tokens: float, stall: int | None) -> Any:
-    ticks = []
+def timeline(
+    rng: random.Random, seconds: int, in_flight: float, per_s: float, tokens: float, first: float, stall: int | None
+) -> Any:
+    ticks, scatter = [], 0.25 * math.sqrt(math.pi / 2 / per_s)  # of the median of a second's requests
     for t in range(seconds):
         stalled = stall is not None and stall <= t < stall + 5
         warm = min(1.0, (t + 1) / 3)
@@ -57,7 +59,7 @@ def timeline(rng: random.Random, seconds: int, in_flight: float, per_s: float, t
                 "failed": round(per_s) if stall is not None and t == stall + 5 else 0,
                 "throttled": round(per_s / 2) if stall is not None and t in (stall + 6, stall + 7) else 0,
                 "output_tokens": 0 if stalled else round(tokens * warm * rng.uniform(0.9, 1.1)),
-                "ttft_p50": None if stalled or not done else 0.2 * rng.uniform(0.8, 1.3),
+                "ttft_p50": None if stalled or done < 4 else first * math.exp(rng.gauss(0, scatter)),
                 "lag_max_s": rng.uniform(0.0005, 0.004),
             }
         )
@@ -162,7 +164,7 @@ def _level(
             for name in ("ttft", "e2e")
         },
         "histograms": {name: bins(values[name]) for name in ("ttft", "icl", "e2e")},
-        "timeline": timeline(rng, seconds, min(users, CAPACITY * 4), per_s, per_s * length, stall),
+        "timeline": timeline(rng, seconds, min(users, CAPACITY * 4), per_s, per_s * length, first, stall),
         "client": {
             "verdict": verdict,
             "reasons": reasons,

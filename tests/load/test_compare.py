@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import io
 import random
+import statistics
+from collections import defaultdict
 
 import pytest
 from rich.console import Console
@@ -179,6 +181,35 @@ def test_a_tail_that_n_cannot_bound_has_no_interval():
         made["histograms"] = {"ttft": examples.bins([1 + i / n for i in range(n)])}
         found = noise.quantile_range(examples.result([made]).levels[0], "ttft", 0.99)
         assert (found is not None) is bounded
+
+
+def waiting(rng, utilisation, n=600):
+    """A level whose requests wait for one server, ten a second; at 0 they don't wait, and none depends on another."""
+    wait, now, values, steps = 0.0, 0.0, [], defaultdict(list)
+    for _ in range(n):
+        gap, service = rng.expovariate(1.0), rng.expovariate(1.0)
+        wait, now = max(0.0, wait + utilisation * service - gap), now + gap / 10
+        values.append(wait + (0.1 if utilisation else rng.lognormvariate(0, 0.3)))
+        steps[int(now)].append(values[-1])
+    ticks = [{"t": float(t), "ttft_p50": statistics.median(found)} for t, found in steps.items() if len(found) >= 4]
+    level = {"label": "x", "kind": "open", "value": 10, "window_s": [0, now], "timeline": ticks}
+    found = {"n": n, "mean": statistics.fmean(values), "stddev": statistics.stdev(values)}
+    return examples.result([{**level, "metrics": {"ttft": found}}]).levels[0]
+
+
+@pytest.mark.parametrize("utilisation", [0.0, 0.5])
+def test_equal_runs_are_seldom_taken_for_different_ones_though_requests_wait_in_one_queue(utilisation):
+    rng = random.Random(3)
+    apart = 0
+    for _ in range(100):
+        a, b = (noise.mean_range(waiting(rng, utilisation), "ttft") for _ in range(2))
+        apart += a is not None and b is not None and (a.high < b.low or b.high < a.low)
+    assert apart <= 4
+
+
+def test_what_cannot_be_held_against_itself_is_taken_as_independent():
+    assert noise.dependence(examples.result([{"label": "4", "kind": "closed", "value": 4}]).levels[0]) == 1
+    assert noise.dependence(examples.result([examples.level(16, seconds=15)]).levels[0]) == 1
 
 
 def test_gaps_within_answers_do_not_count_as_independent():

@@ -64,7 +64,7 @@ def test_vllm_names_mean_what_they_mean_there():
     assert last["mean_tpot_ms"] == pytest.approx(1000 * (level.metric("itl").mean or math.nan))
     assert last["mean_itl_ms"] == pytest.approx(1000 * (level.metric("icl").mean or math.nan))
     assert last["p99_ttft_ms"] == pytest.approx(1000 * (level.metric("ttft").p99 or math.nan))
-    assert last["request_rate"] == "inf"
+    assert (last["request_rate"], last["burstiness"]) == ("inf", 1)
     assert last["max_concurrency"] == 64
     assert last["date"] == "20261121-090000"
 
@@ -114,8 +114,18 @@ def test_aiperf_has_every_documented_key_and_no_other():
 
 def test_aiperf_tells_errors_and_an_interruption():
     assert exported(examples.interrupted(), "aiperf")[1]["was_cancelled"] is True
-    kinds = {error["error_details"]["type"] for error in exported(examples.stalled(), "aiperf")[0]["error_summary"]}
-    assert kinds == {"read_timeout", "truncated"}
+    details = [error["error_details"] for error in exported(examples.stalled(), "aiperf")[0]["error_summary"]]
+    assert {each["type"] for each in details} == {"read_timeout", "truncated", "rate_limited"}
+    assert all(each["message"] for each in details)  # their reader refuses one without
+
+
+def test_aiperf_counts_429s_among_the_errors():
+    level = examples.level(4) | {"throttled": 7, "errors": {"truncated": 2}}
+    [made] = exported(examples.result([level]), "aiperf")
+    assert {error["error_details"]["type"]: error["count"] for error in made["error_summary"]} == {
+        "truncated": 2,
+        "rate_limited": 7,
+    }
 
 
 def test_nothing_measured_exports_no_figure():

@@ -286,6 +286,24 @@ def test_what_a_search_found_is_said_in_words():
     assert "<p>8 kept the SLO for 0.99" in html.report(result.model_copy(update={"search": said}))
 
 
+def test_the_values_of_a_search_are_named_as_its_levels_are():
+    result = examples.open_loop()
+    assert result.search is not None
+    tried = result.search.tried[0].model_copy(update={"value": 18.75})
+    source = html.report(
+        result.model_copy(update={"search": result.search.model_copy(update={"best": 18.75, "tried": (tried,)})})
+    )
+    about = source[source.index("Search for the highest load") :]
+    assert 'data-v="18.75">18.75<' in about
+
+
+def test_no_card_praises_a_test_without_an_answer():
+    level = examples.level(4)
+    level["rates"]["output_tokens_per_s"] = 0.0
+    assert "most output tokens" not in html.report(examples.result([level]))
+    assert "most output tokens" in html.report(examples.result([examples.level(4)]))
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="no headless browser here")
 @pytest.mark.parametrize("name", ["open_loop", "hostile"])

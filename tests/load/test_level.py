@@ -250,6 +250,20 @@ def test_the_verdict_is_on_lag_schedule_delay_cpu_and_chunks_read_together():
     assert level.report(10)["timeline"][0]["lag_max_s"] == 3.0
 
 
+def test_the_verdict_goes_by_the_percentile_that_is_shown():
+    """In 398 sends the 394th was in time, the 395th, which is at p99, wasn't."""
+    level = LevelStatistics()
+    level.add_cpu(0.1)
+    for k in range(1_000):
+        level.add_lag(k / 100, 0.001)
+    for k in range(398):
+        late = 0.05 if k >= 394 else 0.001
+        level.add(answered(scheduled=float(k), sent=k + late, first_content=k + 0.2, last_content=k + 1.0, end=k + 1.0))
+    client = level.report(400)["client"]
+    assert client["schedule_delay_p99_s"] == pytest.approx(0.05, rel=0.01)
+    assert client["verdict"] == "client-bound"
+
+
 def test_few_sends_and_few_wake_ups_decide_the_verdict_and_are_called_no_percentile():
     level = LevelStatistics(Window(0, 9))
     for i in range(30):

@@ -105,9 +105,14 @@ def test_a_search_may_go_by_the_slo():
         {"turns": "3"},
         {"paths": (), "synthetic": True, "think": "3"},
         {"paths": (), "synthetic": True, "shared_prefix": 1.5},
+        {"paths": (), "synthetic": True, "sample": True},
+        {"paths": (), "sharegpt": "a.json", "turns": "2", "sample": True},
+        {"output_cap": "max_completion_tokens"},
+        {"out": ""},
         {"concurrency": "1", "rate": "1"},
         {"concurrency": "1", "arrivals": "poisson"},
         {"concurrency": "0"},
+        {"concurrency": ""},
         {"concurrency": "1.5"},
         {"concurrency": "nan"},
         {"concurrency": "x"},
@@ -124,11 +129,14 @@ def test_a_search_may_go_by_the_slo():
         {"trace": "t", "rate": "1"},
         {"trace": "t", "trace_speed": 0.0},
         {"trace": "t", "find_max": "ttft=1s"},
+        {"rate": "1", "trace_speed": 2.0},
+        {"trace_unit": "ms"},
         {"duration": "soon"},
         {"duration": "0s"},
         {"duration": "10s", "warmup": "9s", "cooldown": "1s"},
         {"requests": 5, "cooldown": "1s"},
         {"requests": 0},
+        {"requests": 10_000_001},
         {"repeats": 0},
         {"repeats": 10_000},
         {"workers": 0},
@@ -139,11 +147,26 @@ def test_a_search_may_go_by_the_slo():
         {"find_max": "ttft=1s", "rate": "9", "max_value": 5.0},
         {"find_max": "fast"},
         {"find_max": "ttft=1s", "rate": "1", "goal": 0.0},
+        {"find_max": "ttft=1s", "rate": "1", "goal": 99.0},
+        {"goal": 0.9},
+        {"max_value": 64.0},
         {"slo": "ttft"},
         {"export": ("excel",)},
+        {"server_metrics": "localhost:8000/metrics"},
     ],
     ids=str,
 )
 def test_what_contradicts_itself_is_refused_before_anything_is_sent(said):
     with pytest.raises(UsageError):
         options(**said)
+
+
+def test_a_word_that_was_taken_for_a_file_is_named():
+    with pytest.raises(UsageError, match=r"one of them \(JOBS is 'strom'\)"):
+        options(paths=("strom",), synthetic=True)
+
+
+@pytest.mark.parametrize("goal", [0.0, 99.0])
+def test_a_goal_out_of_range_is_not_taken_for_a_wrong_highest_value(goal):
+    with pytest.raises(UsageError, match="--goal is a share"):
+        options(find_max="ttft=1s", rate="1", goal=goal)

@@ -5,9 +5,11 @@ from collections import Counter
 import orjson
 import pytest
 
+from runner.errors import InputError
 from runner.jobs import Job, Rejected
 from runner.lines import Line
 from runner.load.prompts import CAPPED, FromPool, JobPool, OutputLength, chat_job, numbered
+from runner.load.reading import read_jobs
 from runner.parsing import JobParser
 from tests.scripted import chat_job as scripted_job
 
@@ -52,7 +54,8 @@ def test_what_does_not_fit_into_memory_is_left_out_and_told(bounds):
     pool.add(Rejected("line-1", 5, "invalid_json", "not JSON"))
     assert (len(pool.jobs), pool.left_out, pool.rejected) == (2, 2, 1)
     described = FromPool(pool, "jobs.jsonl").describe()
-    assert described["describe"] == "jobs.jsonl: 2 jobs, 2 more left out, in order, again and again"
+    told = "jobs.jsonl: 2 jobs, 2 more left out, lines that can't be jobs: 1, in order, again and again"
+    assert described["describe"] == told
     assert described["source"] == "file"
 
 
@@ -76,3 +79,11 @@ def test_a_made_job_is_what_the_parser_makes_of_its_line():
     assert isinstance(parsed, Job)
     assert (parsed.id, parsed.line) == (made.id, made.line)
     assert (parsed.body, parsed.api, parsed.stream) == (made.body, made.api, made.stream)
+
+
+async def test_where_no_line_is_a_job_it_is_said_how_to_learn_why(tmp_path):
+    for text, why in (("", "no job to send$"), ("{}\n[1]\n", "can't be jobs: 2, `python -m runner check` says why$")):
+        path = tmp_path / "jobs.jsonl"
+        path.write_text(text)
+        with pytest.raises(InputError, match=why):
+            await read_jobs([str(path)])

@@ -7,6 +7,8 @@ from rich.console import Console
 
 from runner.load import assemble, table
 from runner.load.figures import duration, duration_tick, ms, plain, share, share_tick
+from runner.load.repeats import rows_of
+from runner.load.results import Client
 from tests.load import examples
 from tests.load.test_results import ALL
 
@@ -99,6 +101,13 @@ def test_repeats_are_shown_with_their_intervals():
     assert "Over n repeats" not in shown(examples.healthy())
 
 
+def test_repeats_of_which_one_is_client_bound_say_so():
+    made = examples.repeated()
+    bound = made.levels[5].model_copy(update={"client": Client(verdict="client-bound")})
+    made = made.model_copy(update={"levels": (*made.levels[:5], bound, *made.levels[6:])})
+    assert [label for label, *_ in rows_of(made)] == ["4 concurrent", "16 concurrent (client-bound)"]
+
+
 @pytest.mark.parametrize(
     ("changes", "note"),
     [
@@ -126,10 +135,19 @@ def test_requests_that_were_given_up_are_told_and_not_left_to_a_subtraction():
         assert f"counted as having kept no objective: 2/s{cut} 7; 5/s 2;" in text
 
 
+def test_a_level_that_ended_within_its_warm_up_is_explained():
+    level = examples.healthy().levels[0]
+    short = level.model_copy(update={"requests": level.requests.model_copy(update={"in_window": 0, "offered": 5})})
+    result = examples.healthy().model_copy(update={"levels": (short,)})
+    about = "Requests of which none counts, since none was due between --warmup and --cooldown"
+    assert f"{about}: 1 concurrent 5" in table.notes(result)
+    assert not any(note.startswith(about) for note in table.notes(examples.healthy()))
+
+
 def test_notes_on_fifty_levels_leave_the_tables_in_sight():
     level = examples.open_loop().levels[-1].model_copy(update={"errors": {"server_error": 3}})
     told = list(table.notes(examples.open_loop().model_copy(update={"levels": (level,) * 50})))
-    (failed,) = (note for note in told if note.startswith("Failed: "))
+    (failed,) = (note for note in told if note.startswith("Failed, each with its message in results.jsonl: "))
     assert failed.count("20/s server_error 3; ") == table.MAX_TOLD - 1
     assert failed.endswith(f"; and {50 - table.MAX_TOLD + 1} more levels")
 

@@ -6,6 +6,7 @@ import io
 
 import anyio
 import orjson
+import pytest
 
 from runner.load.crew import Live
 from runner.load.spec import LevelSpec
@@ -36,8 +37,8 @@ def test_after_the_sending_it_says_that_answers_are_awaited():
     assert "waiting for answers, 3 s" in shown(SPEC, 0, 1, LIVE._replace(t_s=33.0))
 
 
-def drawn(style, seconds=25.0):
-    stream = io.StringIO()
+def drawn(style, seconds=25.0, stream=None):
+    stream = io.StringIO() if stream is None else stream
 
     async def draw():
         async with live_line(style, lambda: (SPEC, 0, 1, LIVE), stream) as line:
@@ -46,6 +47,25 @@ def drawn(style, seconds=25.0):
 
     run_virtual(draw)
     return stream.getvalue()
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is one."""
+
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("columns", [21, 40, 60, 70, 73, 80, 200])
+def test_at_a_terminal_a_number_is_whole_or_not_there(columns, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    stream = Terminal()
+    drawn("auto", 0.6, stream)
+    line = stream.getvalue().split("\r\x1b[K")[1]
+    whole, seen = shown(SPEC, 0, 1, LIVE), line.split(" · ")
+    assert whole.split(" · ")[: len(seen)] == seen
+    assert len(line) < columns
+    assert (line == whole) == (len(whole) < columns)
 
 
 def test_in_a_pipe_a_line_comes_now_and_then():
