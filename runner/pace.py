@@ -17,6 +17,8 @@ What it does, by what the server does:
 What the server bore: a bucket that holds one second's worth lets at most limit × (w + 1 s) through in w seconds. So
 what any stretch of the last seconds shows is a lower bound, and the highest of them, just after a refusal, a close one
 (as BBR takes the highest delivery rate of late). All steps are in proportion, for limits from 60 to 30,000 a minute.
+Less than that second, with FEW requests in it, shows nothing: a server whose Retry-After is the milliseconds to its
+next request has nothing saved up then, and refuses one that comes a little early. Such a refusal is only waited for.
 
 Time in which something else held the requests back counts for neither (`sent`): a rate that nobody sent at was not
 borne, and the slots that open at last would all be used at once.
@@ -65,6 +67,8 @@ GROWTH_S: Final = 86_400.0
 MEMORY_S: Final = 10.0
 """What the server bore is remembered this long, in bins of BIN_S."""
 BIN_S: Final = 0.25
+FEW: Final = 8
+"""Fewer than so many requests, within SAVED_S of a cut, show no rate."""
 IN_USE: Final = 0.25
 """At this part of its rate it is in use: requests come in bursts, and slots open in steps."""
 FIRST: Final = 10
@@ -85,7 +89,9 @@ class Pace:
         self._in_use_s = 0.0  # from the last request on
         self._back_s = BACK_S
         self._back = BACK
-        self._bins: deque[list[float]] = deque()  # [start of the bin, requests accepted], since the last refusal
+        self._bins: deque[list[float]] = deque()  # [start of the bin, requests accepted], since the last cut
+        self._cut_s = -math.inf
+        self._bore_since = False  # since the last refusal
         self._chance = Chance()
         self._free = False
         self._pardoned = False  # one of the first answers was a refusal
@@ -115,15 +121,17 @@ class Pace:
             while bins[0][0] < now - MEMORY_S:
                 bins.popleft()
         bins[-1][1] += 1
+        self._bore_since = True
 
     def refused(self) -> None:
         """A request was refused, whether or not an episode begins with it."""
-        unexpected = self._chance.share == 0
+        now, unexpected = self._clock(), self._chance.share == 0
         # Where nothing was borne since the last one, it is no question of the rate.
-        self._chance.answered(accepted=False, below=bool(self._bins) and self._is_below(self._clock()))
+        below = self._bore_since and self._has_settled(now) and self._is_below(now)
+        self._chance.answered(accepted=False, below=below)
         if unexpected and self._chance.share > 0 and not self._gently:
             self._free = True
-            self._since_s = self._clock() - AGAIN_AT * self._back_s - AHEAD_S
+            self._since_s = now - AGAIN_AT * self._back_s - AHEAD_S
 
     def exceeded(self, wait_s: float, *, gently: bool = False, since_s: float | None = None) -> None:
         """Requests were refused, from `since_s` on (None: now); nothing is sent for `wait_s`."""
@@ -132,9 +140,11 @@ class Pace:
         self._pardoned |= early
         self._chance.begin_anew()
         # Refused at once, nothing borne: that is no question of the rate either, and waiting is the cool-down's.
-        if self._bins and not early:
+        if self._bore_since and not early and self._has_settled(now):
             self._give_way(now if since_s is None else since_s)
-        self._bins.clear()
+            self._bins.clear()
+            self._cut_s = now
+        self._bore_since = False
         self._gently = gently
         self._since_s = now + wait_s
 
@@ -180,6 +190,10 @@ class Pace:
     def _is_below(self, now: float) -> bool:
         """Whether the rate hasn't come back yet to the one that failed."""
         return self._failed is not None and self._since_s is not None and now - self._since_s < self._back_s
+
+    def _has_settled(self, now: float) -> bool:
+        """Whether enough happened since the last cut for a refusal to say something of the rate."""
+        return now - self._cut_s >= SAVED_S or sum(accepted for _, accepted in self._bins) >= FEW
 
     def _borne(self, now: float) -> float:
         """The most that a stretch up to then shows the server to bear, in requests a second."""

@@ -21,6 +21,15 @@ from tests.worlds import LIMITED, Load, Server, about
 AT_ONCE: Final = (0.0, 0.0)
 
 
+class Exact(Server):
+    """Its Retry-After is the time to its next request: milliseconds, after which it has nothing saved up."""
+
+    def take(self, tokens: int = 0, attempt: int = 0) -> bool:
+        ok = super().take(tokens, attempt)
+        self.refusal = replace(LIMITED, retry_after_s=max(0.0, 60 * (1 - self._level[0]) / self.rpm))
+        return ok
+
+
 @pytest.mark.parametrize("rpm", [600, 3_000, 12_000])
 @pytest.mark.parametrize("minute_style", [True, False])
 def test_limits_that_the_headers_name_are_used_and_kept(rpm, minute_style):
@@ -37,6 +46,14 @@ def test_limits_that_nobody_names_are_found(rpm, concurrency):
     if concurrency is None or rpm <= 3_000:
         assert load.server.used(0, 60) >= 0.9
         assert load.server.used(60, 120) >= 0.9
+    assert load.server.refusals <= 0.02
+
+
+@pytest.mark.parametrize("rpm", [120, 600])
+def test_limits_that_nobody_names_are_found_whose_pauses_are_milliseconds(rpm):
+    load = Load(Exact(rpm), workers=600, seed=3).run(120)
+    assert load.server.used(0, 60) >= 0.9
+    assert load.server.used(60, 120) >= 0.9
     assert load.server.refusals <= 0.02
 
 
@@ -86,9 +103,9 @@ def test_answers_that_begin_and_end_together_do_not_stop_the_slow_start(answer_s
 
 
 @pytest.mark.parametrize("told", [True, False])
-@pytest.mark.parametrize("headers", [True, False])
-def test_a_limit_that_is_halved_is_followed_within_five_seconds(told, headers):
-    server = Server(1_200, headers=headers)
+@pytest.mark.parametrize(("kind", "headers"), [(Server, True), (Server, False), (Exact, False)])
+def test_a_limit_that_is_halved_is_followed_within_five_seconds(told, kind, headers):
+    server = kind(1_200, headers=headers)
     Load(server, rpm=1_200 if told else None).run(120, {60.0: lambda: server.limit(600)})
     assert server.refused_between(65, 120) <= 0.02 * server.between(65, 120)
     assert server.used(65, 120) >= 0.9

@@ -18,10 +18,12 @@ from runner.pace import (
     BACK_S,
     DEEPEST,
     ENOUGH_PER_S,
+    FEW,
     FLOOR_PER_S,
     MAX_BACK,
     MAX_BACK_S,
     MEMORY_S,
+    SAVED_S,
     START_PER_S,
     Pace,
 )
@@ -261,6 +263,23 @@ def test_one_of_the_first_answers_shows_no_rate_the_first_time():
     assert pace.per_s < 5
 
 
+def test_a_refusal_right_after_a_cut_cuts_no_further_and_is_not_taken_for_chance():
+    """A server whose Retry-After is milliseconds has nothing saved up then: one request comes a little early."""
+    pace, clock = refused(10)
+    low = pace.per_s
+    for _ in range(2 * SEVERAL):
+        clock.now += 0.9 * SAVED_S / (2 * SEVERAL)
+        pace.bore()
+        pace.refused()
+        pace.exceeded(0)
+    assert pace.per_s == pytest.approx(low)
+    assert not pace.is_free
+    clock.now += SAVED_S
+    pace.bore()
+    pace.exceeded(0)
+    assert pace.per_s == pytest.approx(DEEPEST * low)
+
+
 def test_no_cut_is_deeper_than_half():
     pace, clock = refused(100)
     failed = pace.per_s / (1 - BACK_OFF)
@@ -328,7 +347,7 @@ def test_what_is_known_of_chance_outlives_a_limit():
 def test_a_share_that_a_limit_refuses_is_forgotten_below_it():
     """A limit that was halved refuses half of what comes at first, and nothing when the rate is down there."""
     pace, clock = refused(20)
-    answers(pace, clock, "yn" * SEVERAL, per_s=20)
+    answers(pace, clock, "y" * FEW + "yn" * SEVERAL, per_s=20)
     assert pace.is_free
     answers(pace, clock, "n" * RECENT, per_s=80)
     pace.exceeded(0)
