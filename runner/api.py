@@ -23,6 +23,7 @@ from runner import manifest, resources, summary
 from runner.admission import AdmissionStatistics
 from runner.drain import Drain, Reason
 from runner.errors import DamagedOutputError, UsageError, first_of_ours
+from runner.escape import for_line
 from runner.files import OsFiles, output_errors
 from runner.folder import LOG, SUMMARY, Folder, held, open_folder, write_summary
 from runner.journal import Journal
@@ -311,4 +312,4 @@ def _advice(made: dict[str, Any], remaining: int | None, code: int) -> str:
 
 
 def _say(line: str) -> None:
-    Outlet(sys.stderr).write(f"{line}\n")
+    Outlet(sys.stderr).write(f"{for_line(line)}\n")  # a folder is named after a file, and that by anybody

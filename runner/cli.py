@@ -21,8 +21,12 @@ from runner.terminal import Outlet, flush_standard_streams, open_standard_stream
 
 COMMANDS: Final = ("run", "check", "load", "compare", "tail", "report", "serve")
 PRESETS: Final = ("default", "storm", "flaky")
-_USER: Final = re.compile(r"://\S*@")
-_QUERY: Final = re.compile(r"(://[^\s?]*\?)[^\s'\"]+")
+_SECRETS: Final = (
+    (re.compile(r"://\S*@"), "://[redacted]@"),
+    (re.compile(r":[^\s/]*@"), ":[redacted]@"),  # where the URL's beginning is wrong, which is why it was refused
+    (re.compile(r"(://[^\s?#]*[?#])[^\s'\"]+"), r"\1[redacted]"),
+    (re.compile(r"\bsk-[\w-]{8,}"), "[redacted]"),  # given in the place of the name of its variable
+)
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -51,8 +55,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _without_secrets(text: str) -> str:
-    """Leaves user, password and query out of the URLs of a message: a refused one may stand in a scheduler's log."""
-    return _QUERY.sub(r"\1[redacted]", _USER.sub("://[redacted]@", text))
+    """Leaves keys, and user, password and query of URLs, out of a message, which may stand in a scheduler's log."""
+    for pattern, shown in _SECRETS:
+        text = pattern.sub(shown, text)
+    return text
 
 
 def _keep_quiet() -> None:
@@ -227,7 +233,7 @@ def load(config: str | None, **given: Any) -> int:
     """
     from runner.load.command import run_command
 
-    return run_command(config, given, sys.argv[1:])
+    return run_command(config, given, [_without_secrets(word) for word in sys.argv[1:]])  # for load.json
 
 
 @cli.command()

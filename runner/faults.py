@@ -171,6 +171,7 @@ _REQUEST = frozenset(
 
 _BY_STATUS: dict[int, FaultKind] = {
     401: FaultKind.AUTH,
+    402: FaultKind.QUOTA,  # how OpenRouter, DeepSeek and others say that nothing is left to pay with
     403: FaultKind.AUTH,
     408: FaultKind.TRY_AGAIN,
     409: FaultKind.TRY_AGAIN,
@@ -210,7 +211,9 @@ def _kind_by_status(status: int) -> FaultKind:
 
 
 def _error_object(body: Any) -> Mapping[str, Any]:
-    """The API's error object: `{"error": {…}}`, a bare error, or nothing of the kind."""
+    """The API's error object: `{"error": {…}}`, a bare error, either in a list (Gemini), or nothing of the kind."""
+    if isinstance(body, list) and body:
+        body = body[0]
     if isinstance(body, Mapping):
         inner = body.get("error", body)
         if isinstance(inner, Mapping):
@@ -262,10 +265,10 @@ def from_status(status: int, headers: Mapping[str, str], body: Any, wall_now_s: 
 def _may_refine(status: int, by_code: FaultKind) -> bool:
     """Whether a code's kind may replace the status's.
 
-    401 and 403 stop the run whatever they say, and a redirect is a redirect. A 4xx that says "requests" or
+    401, 402 and 403 stop the run whatever they say, and a redirect is a redirect. A 4xx that says "requests" or
     "server_error" in its type is still a refusal of this request, except where the whole family is about rates (429).
     """
-    if status in (401, 403) or 300 <= status < 400:
+    if status in (401, 402, 403) or 300 <= status < 400:
         return False
     if by_code is FaultKind.QUOTA:
         return True

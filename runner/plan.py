@@ -44,7 +44,10 @@ class Plan:
             UsageError: the options contradict each other.
         """
         if simulate is not None and settings.base_url is not None:
-            raise UsageError("--simulate and --base-url contradict each other")
+            raise UsageError(
+                "--simulate sends to the built-in simulator alone: leave out --base-url, RUNNER_BASE_URL or the "
+                "configuration's base_url, whichever names another server"
+            )
         if settings.base_url is not None and settings.endpoints:
             raise UsageError("a base URL and endpoints contradict each other: give the endpoint's own base_url")
         if out == "":

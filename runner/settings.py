@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
@@ -48,13 +49,20 @@ _DURATION: Final = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|s|m|h|d))+")
 
 
 def parse_duration(value: Any) -> Any:
-    """`90`, `"90s"`, `"2h30m"` → seconds; anything else is left for pydantic to refuse."""
+    """`90`, `"90s"`, `"2h30m"` → seconds; what isn't text or a number is left for pydantic to refuse."""
     if not isinstance(value, str):
         return value
     text = value.strip().lower().replace(" ", "")
     if not _DURATION.fullmatch(text):
-        return value
+        return _number_of(text)
     return sum(float(number) * _UNITS_S[unit] for number, unit in re.findall(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", text))
+
+
+def _number_of(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError("must be seconds, or text such as 250ms, 90s, 5m or 2h30m") from None
 
 
 def problem_with_url(url: str) -> str | None:
@@ -196,6 +204,7 @@ class Settings(BaseSettings):
         enable_decoding=False,  # a list in a variable is words, not JSON
         extra="forbid",
         frozen=True,
+        hide_input_in_errors=True,  # it may be a key that was put in a wrong place
     )
 
     base_url: BaseUrl | None = None
@@ -249,7 +258,7 @@ class Settings(BaseSettings):
     """Print tokens to stdout as they arrive."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """Of run.log."""
-    seed: int | None = Field(default=None, ge=0)
+    seed: int | None = Field(default=None, ge=0, lt=2**63)
     """Seed of the jitter in backoff; None: a fresh one, which the manifest names."""
     flex_fallback: bool = False
     """Send a job whose service_tier is flex again in the default tier, once flex has no room for it."""
@@ -328,14 +337,13 @@ def load(*, flags: Mapping[str, Any], config: str | None = None, env: Mapping[st
 def find_config(name: str) -> Path:
     """A path as given, else NAME.toml in ./configs, in the checkout's configs, or in the installed package's."""
     package = Path(__file__).parent
+    folders = (Path("configs"), package.parent / "configs", package / "configs")
     candidates = [Path(name)] if name.endswith(".toml") or "/" in name else []
-    candidates += [
-        folder / f"{name}.toml" for folder in (Path("configs"), package.parent / "configs", package / "configs")
-    ]
+    candidates += [folder / f"{name}.toml" for folder in folders]
     for path in [*candidates, Path(name)]:
         if path.is_file():
             return path
-    known = sorted({p.stem for folder in (Path("configs"), package.parent / "configs") for p in folder.glob("*.toml")})
+    known = sorted({path.stem for folder in folders for path in folder.glob("*.toml")})
     raise UsageError(f"--config {name}: no such file, and no such name in configs/ (there are: {', '.join(known)})")
 
 
@@ -344,7 +352,8 @@ def _refuse_unknown(env: Mapping[str, str]) -> None:
     for name in env:
         key = name.removeprefix(ENV_PREFIX).lower()
         if name.startswith(ENV_PREFIX) and name not in _FOREIGN_ENV and key not in Settings.model_fields:
-            raise UsageError(f"environment variable {name}: there is no such setting")
+            hint = _meant(name, (f"{ENV_PREFIX}{field.upper()}" for field in Settings.model_fields))
+            raise UsageError(f"environment variable {name}: there is no such setting{hint}")
 
 
 def _explain(error: ValidationError, flags: Mapping[str, Any], env: Mapping[str, str], path: Path | None) -> str:
@@ -360,5 +369,18 @@ def _explain(error: ValidationError, flags: Mapping[str, Any], env: Mapping[str,
     else:
         where = str(path or "settings")
     if problem["type"] == "extra_forbidden":
-        return f"{where}: unknown key {dotted!r}"
+        return f"{where}: unknown key {dotted!r}{_meant(str(problem['loc'][-1]), _FIELDS)}"
+    if problem["type"] in ("dict_type", "model_type"):
+        return f"{where}: {dotted} must be a table, as in configs/default.toml"
     return f"{where}: {dotted} = {problem['input']!r}: {problem['msg'].removeprefix('Value error, ')}"
+
+
+_FIELDS: Final = frozenset(
+    field for model in (Settings, EndpointSettings, ModelLimits, Price) for field in model.model_fields
+)
+
+
+def _meant(name: str, known: Iterable[str]) -> str:
+    """What was probably meant by a misspelt name, for the end of a message."""
+    near = get_close_matches(name, sorted(known), n=1)
+    return f" (did you mean {near[0]}?)" if near else ""

@@ -131,7 +131,7 @@ def _rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("time", f"{run['elapsed_s']:.1f} s, {speed}; limited by {run['limited_by']}{used}"))
     for name, each in run.get("limits", {}).get("endpoints", {}).items():
         rows.append((f"  {for_line(name)}", f"{each['requests']:,} requests, {each['state']}"))
-    rows.append(("output", str(run["folder"])))
+    rows.append(("output", for_line(str(run["folder"]))))
     if run["ended"] != "complete":
         rows.append(("ended", for_line(run["ended"])))
     if run["next"]:

@@ -215,12 +215,21 @@ def environment_proxy(url: str) -> str | None:
         return None
     proxies = getproxies()
     proxy = proxies.get(parts.scheme) or proxies.get("all")
-    if proxy and urlsplit(proxy).scheme not in ("http", "https"):
-        kind = urlsplit(proxy).scheme or "without http://"
+    kind = _kind_of(proxy) if proxy else "http"
+    if kind not in ("http", "https"):
         raise UsageError(
             f"the environment names a proxy ({kind}) for {parts.hostname}: only http and https proxies work"
         )
     return proxy
+
+
+def _kind_of(proxy: str) -> str:
+    """A proxy's scheme. Why its URL can't be read isn't said: it may hold the password."""
+    try:
+        scheme, _ = urlsplit(proxy).scheme, urlsplit(proxy).port
+    except ValueError:
+        return "a URL that can't be read"
+    return scheme or "without http://"
 
 
 class Template(NamedTuple):

@@ -10,6 +10,8 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Literal
+from urllib.parse import unquote, urlsplit
+from urllib.request import getproxies
 
 from runner import manifest
 from runner.admission import Admission
@@ -40,10 +42,24 @@ async def targets_of(settings: Settings, simulate: str | None) -> AsyncIterator[
 
 
 def redactor_for(targets: Sequence[Target]) -> Redactor:
-    """Knows the keys of the targets, and values of variables that are keys by their name: a proxy may tell one."""
+    """Knows the keys of the targets, values of variables that are keys by their name, and what opens the proxies.
+
+    A server or a proxy may tell any of them in its message.
+    """
     endings = ("_KEY", "_TOKEN", "_SECRET", "_PASSWORD")
     environment = [value for name, value in os.environ.items() if name.upper().endswith(endings)]
-    return Redactor([*(target.api_key for target in targets), *environment])
+    logins = [secret for url in getproxies().values() for secret in _login(url)]
+    return Redactor([*(target.api_key for target in targets), *environment, *logins])
+
+
+def _login(url: str) -> tuple[str, ...]:
+    """The password that a proxy's URL holds, or its user where that is all, as it is written and as it is sent."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # no proxy, as will be said where one is looked for
+        return ()
+    secret = parts.password or parts.username or ""
+    return secret, unquote(secret)
 
 
 def name_of(target: Target) -> str:

@@ -103,6 +103,9 @@ def test_what_the_system_refuses_is_one_line_and_not_a_traceback(tmp_path, injec
         ("http://u:sk-canary@127.0.0.1/v1", "'http://[redacted]@127.0.0.1/v1'"),
         ("http://u:sk/canary@x@127.0.0.1/v1", None),
         ("http://127.0.0.1/v1?key=sk-canary", "'http://127.0.0.1/v1?[redacted]'"),
+        ("http://127.0.0.1/v1#sk-canary", "'http://127.0.0.1/v1#[redacted]'"),
+        ("u:word-canary@127.0.0.1/v1", "'u:[redacted]@127.0.0.1/v1'"),
+        ("http:/u:word-canary@127.0.0.1/v1", "'http:/u:[redacted]@127.0.0.1/v1'"),
     ],
 )
 def test_a_refused_url_is_shown_without_what_it_holds_of_a_key(url, shown, tmp_path, monkeypatch, capsys):
@@ -114,6 +117,29 @@ def test_a_refused_url_is_shown_without_what_it_holds_of_a_key(url, shown, tmp_p
     said = capsys.readouterr().err
     assert "canary" not in said
     assert shown is None or shown in said
+
+
+def test_a_key_in_the_place_of_its_variables_name_is_not_shown(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    path = write_jobs(tmp_path / "jobs.jsonl", [{"prompt": "x"}])
+    with pytest.raises(SystemExit) as ended:
+        main([str(path), "--api-key-env", "sk-canary-0123456789"])
+    said = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert "the environment variable [redacted] is not set" in said
+    assert "canary" not in said
+
+
+def test_what_a_load_test_was_asked_is_kept_without_what_its_urls_hold_of_a_key(monkeypatch):
+    kept: list[list[str]] = []
+    monkeypatch.setattr("runner.load.command.run_command", lambda config, given, argv: kept.append(argv))
+    metrics = "http://u:canary@127.0.0.1/metrics?x=canary"
+    monkeypatch.setattr(sys, "argv", ["runner", "load", "a@b.jsonl", "--rate", "5,20", "--server-metrics", metrics])
+    with pytest.raises(SystemExit):
+        main()
+    shown = "http://[redacted]@127.0.0.1/metrics?[redacted]"
+    assert kept == [["load", "a@b.jsonl", "--rate", "5,20", "--server-metrics", shown]]
 
 
 @pytest.mark.slow

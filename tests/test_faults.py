@@ -52,6 +52,8 @@ def test_every_kind_has_a_row():
         (422, None, None, FaultKind.BAD_REQUEST),
         (418, None, None, FaultKind.BAD_REQUEST),
         (401, "invalid_api_key", None, FaultKind.AUTH),
+        (402, None, None, FaultKind.QUOTA),
+        (402, "invalid_request_error", None, FaultKind.QUOTA),
         (403, "rate_limit_exceeded", None, FaultKind.AUTH),
         (307, None, None, FaultKind.REDIRECT),
         (302, "server_error", None, FaultKind.REDIRECT),
@@ -66,6 +68,11 @@ def test_a_message_about_quota_does_not_make_it_quota():
     assert faults.from_status(429, {}, body, NOW).kind is FaultKind.RATE_LIMITED
 
 
+def test_an_error_in_a_list_says_what_was_wrong():
+    body = [{"error": {"code": 400, "message": "API key not valid", "status": "INVALID_ARGUMENT"}}]
+    assert faults.from_status(400, {}, body, NOW).message == "API key not valid"
+
+
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
@@ -77,6 +84,7 @@ def test_a_message_about_quota_does_not_make_it_quota():
         ({"code": 429, "message": "m"}, FaultKind.RATE_LIMITED),
         ({"error": {"code": 400}}, FaultKind.BAD_REQUEST),
         ({"error": "it broke"}, FaultKind.SERVER_ERROR),
+        ([{"error": {"code": 429}}], FaultKind.RATE_LIMITED),
         (None, FaultKind.SERVER_ERROR),
         ("text", FaultKind.SERVER_ERROR),
     ],

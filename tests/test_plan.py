@@ -34,3 +34,9 @@ def test_the_folder_is_named_after_the_file(path, name):
 def test_contradictions_are_refused(paths, options):
     with pytest.raises(UsageError):
         Plan.of(paths, **({"settings": Settings()} | options))
+
+
+def test_a_simulated_run_that_names_another_server_is_told_each_place_where_it_may_stand():
+    """The user may have said no such thing: the configurations of local servers have a base URL."""
+    with pytest.raises(UsageError, match=r"--base-url, RUNNER_BASE_URL or the configuration's base_url"):
+        Plan.of(["a"], settings=Settings(base_url="http://h"), simulate="default")

@@ -15,6 +15,7 @@ from runner.parsing import JobParser
 from tests.process import ROOT
 
 README = (ROOT / "README.md").read_text()
+TESTS = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
 
 
 def options_of(command):
@@ -82,3 +83,19 @@ def test_the_record_in_the_readme_has_the_fields_of_a_record():
         *("id", "custom_id", "response", "status_code", "request_id", "body"),
         *("error", "code", "message", "metadata", "runner"),
     }
+
+
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"test_\w+\.py", README))))
+def test_a_test_file_in_the_readme_exists(name):
+    assert list((ROOT / "tests").rglob(name))
+
+
+@pytest.mark.parametrize("start", sorted(set(re.findall(r"(?:::|`…)(test_\w+|[a-z]\w+)…?", README))))
+def test_a_test_in_the_readme_exists(start):
+    """Its name stands there in full, or its beginning, or a part of it behind an ellipsis."""
+    assert start in TESTS
+
+
+def test_python_in_the_readme_runs_as_a_file():
+    for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
+        compile(block, "README.md", "exec")

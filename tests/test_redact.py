@@ -21,6 +21,7 @@ from runner import redact as module
 from runner.limits import MAX_ERROR_TEXT_CHARS
 from runner.redact import _SHAPES, CUT, FOLDED, REPLACEMENT, RedactingFilter, Redactor, _keep_place, _Walk, shortened
 from runner.spellings import forms_of
+from runner.wiring import redactor_for
 from tests.process import by_id, environment, run, write_jobs
 from tests.raw_server import listening
 
@@ -424,3 +425,13 @@ def test_a_log_record_is_clean_in_its_traceback():
 
 def test_arguments_that_do_not_fit_do_not_raise_into_a_run():
     assert "can't be shown" in log_of("%d items", "no number")
+
+
+def test_what_opens_a_proxy_is_in_no_message_of_the_proxys(monkeypatch):
+    monkeypatch.setenv("HTTPS_PROXY", "http://user:p%40ss-canary@127.0.0.1:8080")
+    monkeypatch.setenv("HTTP_PROXY", "http://token-canary@127.0.0.1:8080")
+    monkeypatch.setenv("ALL_PROXY", "http://[user:broken@")
+    said = redactor_for([]).redact(
+        "no user p@ss-canary or p%40ss-canary, nor token-canary, nor dXNlcjpwQHNzLWNhbmFyeQ=="
+    )
+    assert said == "no user [redacted] or [redacted], nor [redacted], nor dXNlcj[redacted]"

@@ -114,6 +114,14 @@ def test_standard_input_runs_and_resumes(simulator, tmp_path):
     assert len(by_id(tmp_path / "o")) == 2
 
 
+def test_what_a_run_prints_escapes_the_name_of_its_folder(simulator, tmp_path):
+    """It is named after the jobs file, and that by whoever made it."""
+    path = write_jobs(tmp_path / "a\x1b[31m.jsonl", [chat(1)])
+    ended = run(path, *to(simulator, "--progress", "plain"), cwd=tmp_path)
+    assert "writing results/a\\x1b[31m" in ended.stderr
+    assert "\x1b" not in ended.stderr
+
+
 def test_echo_prints_the_answer_and_nothing_else_on_stdout(simulator, tmp_path):
     path = write_jobs(tmp_path / "jobs.jsonl", [chat(1)])
     ended = run(path, *to(simulator, "--echo"), cwd=tmp_path)

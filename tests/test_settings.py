@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from runner import settings
 from runner.errors import UsageError
 from runner.settings import Settings, load, parse_duration
 from runner.target import resolve
@@ -49,6 +50,19 @@ def test_a_bad_duration_is_refused_with_its_flag(value):
         load(flags={"deadline": value})
 
 
+@pytest.mark.parametrize("wrong", [{"api_key": "sk-canary"}, {"base_url": "http://u:sk-canary@h/v1"}])
+def test_what_was_put_in_a_wrong_place_stands_in_no_message(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))) as raised:
+        Settings(**wrong)
+    assert "canary" not in str(raised.value) + repr(raised.value)
+
+
+@pytest.mark.parametrize("value", ["", "h", "1x", "soon"])
+def test_what_is_no_duration_is_told_what_one_looks_like(value):
+    with pytest.raises(UsageError, match="such as 250ms, 90s, 5m or 2h30m"):
+        load(flags={"deadline": value})
+
+
 def test_parse_duration_leaves_other_types_to_pydantic():
     assert parse_duration(None) is None
 
@@ -56,12 +70,26 @@ def test_parse_duration_leaves_other_types_to_pydantic():
 def test_an_unknown_key_in_a_file_is_refused_by_name(tmp_path):
     file = tmp_path / "c.toml"
     file.write_text("rmp = 10\n")
-    with pytest.raises(UsageError, match=r"c\.toml: unknown key 'rmp'"):
+    with pytest.raises(UsageError, match=r"c\.toml: unknown key 'rmp' \(did you mean rpm\?\)$"):
+        load(flags={}, config=str(file))
+    file.write_text('[limits."m"]\nconcurency = 10\n')
+    with pytest.raises(UsageError, match=r"unknown key 'limits\.m\.concurency' \(did you mean concurrency\?\)$"):
+        load(flags={}, config=str(file))
+    file.write_text("colour = 10\n")
+    with pytest.raises(UsageError, match=r"unknown key 'colour'$"):
+        load(flags={}, config=str(file))
+
+
+@pytest.mark.parametrize("text", ["[limits]\nrpm = 5\n", "limits = 5\n", "prices = 5\n"])
+def test_a_number_where_a_table_belongs_says_so_and_where_one_is_shown(text, tmp_path):
+    file = tmp_path / "c.toml"
+    file.write_text(text)
+    with pytest.raises(UsageError, match=r"(limits|limits\.rpm|prices) must be a table, as in configs/default\.toml"):
         load(flags={}, config=str(file))
 
 
 def test_an_unknown_variable_is_refused_by_name_but_not_those_of_github():
-    with pytest.raises(UsageError, match="RUNNER_RMP"):
+    with pytest.raises(UsageError, match=r"RUNNER_RMP: .*\(did you mean RUNNER_RPM\?\)"):
         load(flags={}, env={"RUNNER_RMP": "10"})
     load(flags={}, env={"RUNNER_OS": "Linux", "RUNNER_TEMP": "/t"})
 
@@ -84,6 +112,15 @@ def test_a_file_that_is_not_toml_is_refused(tmp_path):
 def test_a_config_is_found_by_name_and_an_unknown_name_lists_the_known():
     assert load(flags={}, config="default") == Settings()
     with pytest.raises(UsageError, match="default"):
+        load(flags={}, config="no-such")
+
+
+def test_an_installed_package_lists_the_configurations_that_it_brings(tmp_path, monkeypatch):
+    (tmp_path / "site" / "runner" / "configs").mkdir(parents=True)
+    (tmp_path / "site" / "runner" / "configs" / "brought.toml").touch()
+    monkeypatch.setattr(settings, "__file__", str(tmp_path / "site" / "runner" / "settings.py"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=r"there are: brought\)"):
         load(flags={}, config="no-such")
 
 
@@ -119,3 +156,8 @@ def test_a_base_url_that_cannot_work_is_refused_before_anything_is_sent(url):
 @pytest.mark.parametrize("url", ["http://h", "https://h:8443/v1/", "http://[::1]:8000/v1", "http://bücher.example/v1"])
 def test_a_base_url_that_can_work_is_taken_as_it_is(url):
     assert load(flags={"base_url": url}).base_url == url
+
+
+def test_a_seed_that_no_manifest_could_hold_is_refused():
+    with pytest.raises(UsageError, match="--seed"):
+        load(flags={"seed": "99999999999999999999999"})

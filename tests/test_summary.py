@@ -83,6 +83,15 @@ def test_the_table_escapes_what_a_server_named():
     assert "evil\\x1b[2J\\n" in out.getvalue()
 
 
+def test_the_table_escapes_the_name_of_a_folder():
+    """It is named after the jobs file, and that by whoever made it."""
+    made = summary.summarize([line()])
+    made["run"] = RUN | {"folder": "results/a\x1b[31m"}
+    out = io.StringIO()
+    summary.print_table(made, out)
+    assert "results/a\\x1b[31m" in out.getvalue()
+
+
 def test_the_table_says_what_to_do_next():
     made = summary.summarize([line()])
     made["run"] = RUN | {"ended": "SIGINT", "next": "the same command again goes on", "remaining": 4}

@@ -38,9 +38,18 @@ def test_the_environment_names_the_proxy(monkeypatch, env, url, proxy):
     assert environment_proxy(url) == proxy
 
 
-def test_a_proxy_that_cannot_be_used_is_an_error_before_anything_is_sent(monkeypatch):
-    monkeypatch.setenv("HTTPS_PROXY", "socks5://user:secret@p:1")
-    with pytest.raises(UsageError, match="socks5") as raised:
+@pytest.mark.parametrize(
+    ("proxy", "said"),
+    [
+        ("socks5://user:secret@p:1", "socks5"),
+        ("http://user:secret@p:99999", "can't be read"),
+        ("http://user:secret@[p:1", "can't be read"),
+        ("http://user:secret/@p:1", "can't be read"),
+    ],
+)
+def test_a_proxy_that_cannot_be_used_is_an_error_before_anything_is_sent(monkeypatch, proxy, said):
+    monkeypatch.setenv("HTTPS_PROXY", proxy)
+    with pytest.raises(UsageError, match=said) as raised:
         environment_proxy("https://api.openai.com/v1")
     assert "secret" not in str(raised.value)
 

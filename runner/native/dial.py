@@ -60,8 +60,9 @@ class Dialer:
         except TimeoutError as error:
             message = f"no connection to {origin.host}:{origin.port} within {CONNECT_TIMEOUT_S:g} s"
             raise httpx2.ConnectTimeout(message) from error
-        except OSError as error:  # of TLS as well
-            raise httpx2.ConnectError(f"{origin.host}:{origin.port}: {error}") from error
+        except OSError as error:  # of TLS as well, which has no words for a server that hangs up
+            said = str(error) or "the connection was closed during the TLS handshake"
+            raise httpx2.ConnectError(f"{origin.host}:{origin.port}: {said}") from error
         except BaseException:
             connection.abort()  # cancelled just as it was made: TLS would wait for the server's goodbye
             raise

@@ -18,6 +18,7 @@ from runner.native import Transport
 from runner.native import dial as dialing
 from runner.native.proxy import MAX_ANSWER_BYTES
 from tests.native.servers import TEXT, Left, chunked, fetch, request, serving, sized, turns, until
+from tests.raw_server import listening
 
 trustme = pytest.importorskip("trustme")
 CA = trustme.CA()
@@ -183,6 +184,19 @@ async def test_connecting_ends_after_its_time_and_leaves_nothing(monkeypatch, sc
             await fetch(transport, server.url.replace("http", scheme))
         await until(lambda: not server.open)
     assert fault(raised.value) is FaultKind.CONNECT
+    await transport.aclose()
+
+
+async def test_a_server_that_hangs_up_during_the_handshake_is_said_to_have_done_so():
+    async def hang_up(reader, writer):
+        await reader.read(1)
+        writer.write(b"\x16\x03\x03\x00\x7a\x02\x00")  # the beginning of its greeting
+        writer.close()
+
+    transport = Transport(trust_env=False)
+    async with listening(hang_up) as port:
+        with pytest.raises(httpx2.ConnectError, match="closed during the TLS handshake"):
+            await fetch(transport, f"https://127.0.0.1:{port}/")
     await transport.aclose()
 
 
