@@ -220,9 +220,9 @@ class Admission:
                 self._routes[model] = route
         if not route:
             raise NotServed(f"no endpoint serves the model {model}" if model else "no endpoint serves unnamed models")
-        usable = route
-        if any([lane.endpoint.disabled for lane in route]):
-            usable = tuple(lane for lane in route if not lane.endpoint.disabled)
+        if len(route) == 1 and not route[0].endpoint.disabled:
+            return route
+        usable = tuple(lane for lane in route if not lane.endpoint.disabled)
         if not usable:
             raise AllDisabled(next(lane.endpoint.fault for lane in reversed(route) if lane.endpoint.fault is not None))
         return usable
