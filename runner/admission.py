@@ -220,6 +220,8 @@ class Admission:
                 self._routes[model] = route
         if not route:
             raise NotServed(f"no endpoint serves the model {model}" if model else "no endpoint serves unnamed models")
+        if len(route) == 1 and not route[0].endpoint.disabled:
+            return route
         usable = tuple(lane for lane in route if not lane.endpoint.disabled)
         if not usable:
             raise AllDisabled(next(lane.endpoint.fault for lane in reversed(route) if lane.endpoint.fault is not None))
@@ -303,6 +305,8 @@ class Admission:
 
 def _fitting(lanes: tuple[Lane, ...], need: Need) -> tuple[tuple[Lane, ...], Need]:
     """The lanes whose limits an attempt fits in, and what it reserves in all of them."""
+    if len(lanes) == 1:
+        return lanes, lanes[0].fitted(need)
     needs: dict[Lane, Need] = {}
     refusal: NeverFits | None = None
     for lane in lanes:
@@ -326,6 +330,8 @@ def _preferred(lanes: tuple[Lane, ...], key: str | None) -> Lane | None:
 
 
 def _lane_of(lanes: tuple[Lane, ...], endpoint: Endpoint | None) -> Lane | None:
+    if endpoint is None:
+        return None
     return next((lane for lane in lanes if lane.endpoint is endpoint), None)
 
 

@@ -289,15 +289,14 @@ class Sliding:
 
     def add(self, amount: float) -> None:
         """Counts it as of now."""
-        self._forget()
-        number = self._number(self._clock())
+        number = self._forget()
         self._bins[number] = self._bins.get(number, 0.0) + amount
         self._sum += amount
 
     def take_back(self, amount: float, at_s: float) -> float:
         """Takes back what was added at `at_s`, or last before it; returns how much of it was still counted."""
         self._forget()
-        missing, number, oldest = amount, self._number(at_s), next(iter(self._bins), math.inf)
+        missing, number, oldest = amount, math.floor(at_s / _BIN_S), next(iter(self._bins), math.inf)
         while missing > 0 and number >= oldest:
             taken = min(missing, self._bins.get(number, 0.0))
             if taken > 0:
@@ -313,15 +312,15 @@ class Sliding:
             self._bins[number] *= factor
         self._sum = sum(self._bins.values())
 
-    def _number(self, at_s: float) -> int:
-        return math.floor(at_s / _BIN_S)
-
-    def _forget(self) -> None:
-        oldest = self._number(self._clock() - self._window_s)  # part of this one may be younger than the window
-        if self._bins and next(iter(self._bins)) < oldest:
-            while self._bins and next(iter(self._bins)) < oldest:
-                self._bins.popitem(last=False)
-            self._sum = sum(self._bins.values())  # so that no rounding error outlives its bin
+    def _forget(self) -> int:
+        """Drops what has left the window; the number of the bin of now."""
+        now_s, bins = self._clock(), self._bins
+        oldest = math.floor((now_s - self._window_s) / _BIN_S)  # part of this one may be younger than the window
+        if bins and next(iter(bins)) < oldest:
+            while bins and next(iter(bins)) < oldest:
+                bins.popitem(last=False)
+            self._sum = sum(bins.values())  # so that no rounding error outlives its bin
+        return math.floor(now_s / _BIN_S)
 
     @property
     def total(self) -> float:

@@ -73,6 +73,9 @@ class _Prepared(AsyncOpenAI):
         self._wire = transport
         self._templates: dict[tuple[Any, ...], Any] = {}
         super().__init__(**kwargs)
+        plain_key = type(self) is PreparedOpenAI and self._api_key_provider is None and self._provider_runtime is None
+        self._prepares = not plain_key
+        """Whether the SDK has something to do before each request. With a plain key it has not, in 30 µs."""
 
     @property
     def user_agent(self) -> str:
@@ -93,9 +96,9 @@ class _Prepared(AsyncOpenAI):
 
         The request is the one that this one was made like.
         """
-        if self._api_key_provider is not None:  # then the key that it gives is written into the options' headers
-            options = options.model_copy()
-        template = self._template(await self._prepare_options(options))
+        if self._prepares:  # the credential that it gets is written into the options' headers
+            options = await self._prepare_options(options.model_copy())
+        template = self._template(options)
         try:
             body = await self._wire.send(template, content)
         except httpx2.TimeoutException as error:

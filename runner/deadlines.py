@@ -17,8 +17,6 @@ from contextvars import ContextVar, Token
 from dataclasses import dataclass
 from typing import Final
 
-import anyio
-
 from runner.faults import FaultKind
 
 SUSPENDED_CHECK_S: Final = 1.0
@@ -63,9 +61,9 @@ def suspended() -> Iterator[None]:
 
 
 class Watch:
-    """Cancels its scope when a deadline passes, and says which one did.
+    """Cancels what runs inside it when a deadline passes, and says which one did.
 
-    Used as a context manager inside a running loop; `fired` is read after it.
+    Used as a context manager inside a task; `fired` is read after it. Whoever else cancels the task is obeyed.
     """
 
     def __init__(self, deadlines: Deadlines, *, streaming: bool) -> None:
@@ -77,7 +75,8 @@ class Watch:
         self._streaming = streaming
         self._timer: asyncio.TimerHandle | None = None
         self._armed = 0.0  # when it is to go off
-        self.scope = anyio.CancelScope()
+        self._task: asyncio.Task[object] | None = None
+        self._cancelling = 0  # by others, when it began
         self.fired: FaultKind | None = None
         self._suspended = False
         self._outer: Token[Watch | None] | None = None
@@ -137,23 +136,30 @@ class Watch:
             self._arm(now + SUSPENDED_CHECK_S)
         elif now >= when + patience_s:
             self.fired = kind
-            self.scope.cancel()
+            assert self._task is not None
+            self._task.cancel()
         else:
             # The idle deadline may be shorter than what is armed now: look again no later than that.
             ceiling = now + (self._deadlines.idle_s or float("inf")) if self._streaming else when
             self._arm(max(min(when, ceiling), now + patience_s))
 
     def __enter__(self) -> Watch:
-        self.scope.__enter__()
+        task = self._task = asyncio.current_task()
+        assert task is not None
+        self._cancelling = task.cancelling()
         self._outer = _CURRENT.set(self)
         first_s = self._deadlines.first_look_s if self._streaming else self._deadlines.total_s
         if first_s is not None:
             self._arm(self._started + first_s)
         return self
 
-    def __exit__(self, *exc_info: object) -> bool | None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> bool:
         if self._timer is not None:
             self._timer.cancel()
         if self._outer is not None:
             _CURRENT.reset(self._outer)
-        return self.scope.__exit__(*exc_info)  # type: ignore[arg-type]
+        task, self._task = self._task, None
+        if self.fired is None or task is None:
+            return False
+        # As in asyncio.timeout: others may have cancelled it as well.
+        return task.uncancel() <= self._cancelling and kind is asyncio.CancelledError

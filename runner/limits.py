@@ -64,6 +64,10 @@ GATHER_S: Final = 0.2
 """Blocks of a steady stream are taken together when the first of them is so old…"""
 GATHER_BYTES: Final = 16 * KIB
 """…or when they are so large."""
+GATHERED_PER_S: Final = 5_000
+"""Where so many streams are steady that this would be done more often, they gather for longer…"""
+MAX_GATHER_S: Final = 1.0
+"""…up to this."""
 KEEPALIVE_S: Final = 60.0
 """Idle connections are kept this long: a paced run must not re-handshake TLS for every request (the SDK keeps 5 s)."""
 DRAIN_TIMEOUT_S: Final = 0.25

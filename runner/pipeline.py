@@ -1,6 +1,6 @@
 """The task group of a run: reader → workers → journal, with drain and abort.
 
-Memory is bounded by concurrency, never by the number of jobs: the reader hands one job at a time to a staff of workers
+Memory is bounded by concurrency, never by the number of jobs: the reader hands a batch at a time to a staff of workers
 that is BACKOFF_ROOM times as large as the concurrency (a job in backoff holds no slot, but it is in memory), and waits
 when all of them are busy. Only where jobs of a slow model wait and those of another could go are there more, up to
 MAX_WAITING_JOBS. The journal outlives the workers: it is closed, never cancelled.
@@ -17,11 +17,11 @@ from typing import Final
 
 import anyio
 from anyio.abc import TaskGroup
-from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from runner import records, signals
 from runner.digests import DigestMap, digest64
 from runner.drain import Drain
+from runner.handover import LOW, Handover
 from runner.jobs import Job, Rejected
 from runner.limits import BACKOFF_ROOM, MAX_WAITING_BYTES, MAX_WAITING_JOBS
 from runner.preflight import asks_something_else, changes_refused
@@ -31,7 +31,6 @@ from runner.worker import Bench, StopRun, run_job
 
 log = logging.getLogger(__name__)
 
-HIRED_AT_ONCE: Final = 64
 HIRE_EVERY_S: Final = 0.2
 """How long a free slot may stay empty because every worker waits for another model."""
 
@@ -50,9 +49,8 @@ class Pipeline:
     """Tells the user something at once."""
     _reading: anyio.CancelScope = field(default_factory=anyio.CancelScope, init=False)
     _workers: int = field(default=0, init=False)
-    _offering: bool = field(default=False, init=False)
-    """The reader waits for a worker to take a job."""
-    _read_all: anyio.Event = field(default_factory=anyio.Event, init=False)
+    _jobs: Handover = field(default_factory=Handover, init=False)
+    _all_taken: anyio.Event = field(default_factory=anyio.Event, init=False)
     _held_bytes: int = field(default=0, init=False)
     """Lengths of the lines of the jobs that workers have in hand."""
 
@@ -83,13 +81,13 @@ class Pipeline:
             services.cancel_scope.cancel()
 
     async def _work(self) -> None:
-        send, receive = anyio.create_memory_object_stream[Job](0)
-        async with anyio.create_task_group() as staff, send, receive:
+        async with anyio.create_task_group() as staff:
             with self._reading:
-                staff.start_soon(self._hire_later, staff, send, receive)
-                await self._read(staff, send, receive)
-            self._read_all.set()
-            send.close()
+                staff.start_soon(self._hire_later, staff)
+                await self._read(staff)
+                await self._jobs.down_to(0)
+            self._all_taken.set()
+            self._jobs.close()
 
     async def _stop_reading(self) -> None:
         """A reader that waits for an idle pipe must not hold up a run that drains."""
@@ -98,11 +96,10 @@ class Pipeline:
 
     # ── Reader ───────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _read(
-        self, staff: TaskGroup, send: MemoryObjectSendStream[Job], receive: MemoryObjectReceiveStream[Job]
-    ) -> None:
+    async def _read(self, staff: TaskGroup) -> None:
         left = self.bench.settings.limit
         async for batch in JobSource(self.paths).batches():
+            jobs: list[Job] = []
             for item in batch:
                 if digest64(item.id.encode()) in self.done:
                     if asks_something_else(item, self.done):
@@ -111,20 +108,19 @@ class Pipeline:
                         return
                     self.bench.metrics.skipped()
                     continue
-                if left == 0 or self.drain.asked:
-                    return
+                if left == 0:
+                    break
                 left = None if left is None else left - 1
                 if isinstance(item, Rejected):
                     self._reject(item)
                     await self.bench.journal.room()
-                    continue
-                try:
-                    send.send_nowait(item)  # `send` would give up the loop for every job
-                except anyio.WouldBlock:
-                    self._hire(staff, send, receive)
-                    self._offering = True
-                    await send.send(item)
-                    self._offering = False
+                else:
+                    jobs.append(item)
+            self._jobs.put(jobs)
+            self._hire(staff)
+            if left == 0 or self.drain.asked:
+                return
+            await self._jobs.down_to(LOW)
 
     def _reject(self, line: Rejected) -> None:
         """Has the record of a line that can't be a job written. Nobody waits for it: there may be a million of them."""
@@ -137,45 +133,38 @@ class Pipeline:
 
         self.bench.journal.hand_in(records.record_line(record)).add_done_callback(written)
 
-    def _hire(
-        self, staff: TaskGroup, send: MemoryObjectSendStream[Job], receive: MemoryObjectReceiveStream[Job]
-    ) -> None:
-        """Starts workers if all are busy and the concurrency of now allows more."""
-        if send.statistics().tasks_waiting_receive:
-            return
-        for _ in range(self._may_hire()):
+    def _hire(self, staff: TaskGroup) -> None:
+        """Starts workers for jobs that nobody takes, as far as the concurrency of now allows."""
+        wanting = self._jobs.wanting
+        for _ in range(min(wanting, self._may_hire()) if wanting else 0):
             self._workers += 1
-            staff.start_soon(self._worker, receive.clone())
+            staff.start_soon(self._worker)
 
-    async def _hire_later(
-        self, staff: TaskGroup, send: MemoryObjectSendStream[Job], receive: MemoryObjectReceiveStream[Job]
-    ) -> None:
-        """While the reader waits for a worker the reason not to hire one may pass."""
+    async def _hire_later(self, staff: TaskGroup) -> None:
+        """While jobs wait for a worker the reason not to hire one may pass."""
         while True:
             with anyio.move_on_after(HIRE_EVERY_S):
-                await self._read_all.wait()
+                await self._all_taken.wait()
                 return
-            if self._offering:
-                self._hire(staff, send, receive)
+            self._hire(staff)
 
     def _may_hire(self) -> int:
-        """How many, a few at a time: each begins in the next turn of the loop."""
+        """How many."""
         admission = self.bench.admission
         missing = BACKOFF_ROOM * admission.limit + 1 - self._workers
         if missing > 0:
-            return min(missing, HIRED_AT_ONCE)
+            return missing
         # All of them may wait for one slow model, while the jobs of a fast one stand behind them in the file.
         more = self._workers < MAX_WAITING_JOBS and self._held_bytes < MAX_WAITING_BYTES
         return int(more and admission.room_for_others)
 
     # ── Workers ──────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _worker(self, receive: MemoryObjectReceiveStream[Job]) -> None:
-        async with receive:
-            while (job := await _next(receive)) is not None and not self.drain.asked:
-                self._held_bytes += job.size_bytes
-                await self._one(job)
-                self._held_bytes -= job.size_bytes
+    async def _worker(self) -> None:
+        while (job := await self._jobs.take()) is not None and not self.drain.asked:
+            self._held_bytes += job.size_bytes
+            await self._one(job)
+            self._held_bytes -= job.size_bytes
 
     async def _one(self, job: Job) -> None:
         try:
@@ -210,11 +199,3 @@ class Pipeline:
     async def _deadline(self, seconds: float) -> None:
         await anyio.sleep(seconds)
         self.drain.ask(4, f"--deadline {seconds:g} s is over")
-
-
-async def _next(receive: MemoryObjectReceiveStream[Job]) -> Job | None:
-    """The next job; None at the end. `receive` alone would give up the loop for every job."""
-    try:
-        return receive.receive_nowait()
-    except (anyio.WouldBlock, anyio.EndOfStream):
-        return await anext(receive, None)

@@ -20,8 +20,9 @@ class Wakeup:
 
     def ring(self) -> None:
         """Ends the wait, or the next one at once."""
-        self._rung = True
-        _wake(self._waiter)
+        if not self._rung:  # else whoever waits has been woken
+            self._rung = True
+            _wake(self._waiter)
 
     def forget(self) -> None:
         """What rang until now has been seen to."""

@@ -13,7 +13,7 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -88,6 +88,11 @@ class Bench:
     """A load test's own look at every job that has ended; it may add to the record."""
     resumed: EarlierDeltas | bool | None = False
     """The deltas of an earlier run, or whether there are some: a job's first attempt then voids what it left."""
+    deadlines: Deadlines = field(init=False)
+
+    def __post_init__(self) -> None:
+        given = self.settings
+        self.deadlines = Deadlines(given.first_token_timeout, given.idle_timeout, given.total_timeout)
 
 
 async def run_job(bench: Bench, job: Job) -> None:
@@ -119,7 +124,6 @@ class JobRun:
         self._need = Need(0, 0)
         self._guessed = 0
         self._ticket: Ticket | None = None
-        self._deadlines = Deadlines(settings.first_token_timeout, settings.idle_timeout, settings.total_timeout)
         model = job.body.get("model", settings.model)
         self._history = History(model if isinstance(model, str) else None)
         key = job.body.get("prompt_cache_key")
@@ -248,7 +252,7 @@ class JobRun:
             self._job,
             self._content(ticket.endpoint),
             choices=choices_of(self._job),
-            deadlines=self._deadlines,
+            deadlines=bench.deadlines,
             sink=self,
             on_headers=self._headers_came,
             continuation=self._continuation(ticket),
@@ -406,7 +410,7 @@ class JobRun:
 
     def _unwanted(self, outcome: Completed) -> Fault | None:
         """The fault that --fail-on makes of this finish; "incomplete" covers "incomplete:<reason>"."""
-        finish = outcome.finish
-        if {finish, finish.partition(":")[0], finish.partition(":")[2]} & self._bench.settings.fail_on:
+        finish, unwanted = outcome.finish, self._bench.settings.fail_on
+        if unwanted and {finish, finish.partition(":")[0], finish.partition(":")[2]} & unwanted:
             return Fault(FaultKind.UNWANTED_FINISH, f"the answer ended with {finish}")
         return None

@@ -188,3 +188,54 @@ def test_a_refusal_whose_body_never_ends_is_that_refusal_within_its_own_bound(st
     fault, ended_s = run_virtual(refused)
     assert (fault.kind, fault.retry_after_s) == (kind, wait_s)
     assert round(ended_s, 3) == ERROR_BODY_TIMEOUT_S
+
+
+def test_a_cancellation_from_outside_in_the_same_moment_is_obeyed():
+    """The run is cut while a deadline passes: the attempt must not go on as if only the deadline had."""
+
+    async def body():
+        reached = []
+        with anyio.CancelScope() as cut:
+            asyncio.get_running_loop().call_later(10, cut.cancel)
+            with Watch(Deadlines(total_s=10), streaming=True) as watch:
+                await anyio.sleep_forever()
+            reached.append(watch.fired)
+        return cut.cancelled_caught, reached, _cancelling()
+
+    assert run_virtual(body) == (True, [], 0)
+
+
+def test_after_a_deadline_the_task_is_as_it_was():
+    async def body():
+        for _ in range(3):
+            with Watch(Deadlines(total_s=1), streaming=True) as watch:
+                await anyio.sleep_forever()
+            assert watch.fired is FaultKind.TOTAL_TIMEOUT
+            assert _cancelling() == 0
+            with anyio.move_on_after(5) as scope:
+                await anyio.sleep(1)
+            assert not scope.cancelled_caught
+        return anyio.current_time()
+
+    assert run_virtual(body) == pytest.approx(6)
+
+
+def test_work_that_ends_in_the_moment_of_its_deadline_leaves_no_cancellation_behind():
+    async def body():
+        loop = asyncio.get_running_loop()
+        ended = loop.create_future()
+        watch = Watch(Deadlines(total_s=10), streaming=True)
+        # In the same turn of the loop, before the deadline's timer: the task is to wake up, and is cancelled then.
+        loop.call_at(watch._started + 10, ended.set_result, None)
+        with watch:
+            await ended
+        await anyio.sleep(1)
+        return watch.fired, _cancelling()
+
+    assert run_virtual(body) == (FaultKind.TOTAL_TIMEOUT, 0)
+
+
+def _cancelling() -> int:
+    task = asyncio.current_task()
+    assert task is not None
+    return task.cancelling()

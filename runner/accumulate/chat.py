@@ -113,8 +113,14 @@ class ChatChoice(Choice):
 
     def content(self) -> dict[str, Any]:
         """The message."""
-        texts = {"content": build(self._content), "refusal": build(self._refusal)}
-        message = {"role": "assistant", **texts, **build(self._others)}
+        text, refusal = self._content, self._refusal
+        message: dict[str, Any] = {
+            "role": "assistant",
+            "content": None if text is None else str(text),
+            "refusal": None if refusal is None else str(refusal),
+        }
+        if self._others:
+            message |= build(self._others)
         if self._calls:
             message["tool_calls"] = self._calls.body()
         return {"message": message}

@@ -80,9 +80,11 @@ class Choice(ABC):
 
     def body(self) -> dict[str, Any]:
         """The choice as the non-streaming API gives it."""
-        end = {"logprobs": build(self.logprobs), "finish_reason": self.finish}
-        body = {"index": self.index, **self.content(), **end}
-        return body | {key: value for key, value in build(self.fields).items() if key not in body}
+        logprobs = None if self.logprobs is None else build(self.logprobs)
+        body = {"index": self.index, **self.content(), "logprobs": logprobs, "finish_reason": self.finish}
+        if self.fields:
+            body |= {key: value for key, value in build(self.fields).items() if key not in body}
+        return body
 
 
 class ChoicesAccumulator(ABC):
@@ -152,6 +154,10 @@ class ChoicesAccumulator(ABC):
         if top.get("error") is not None or top.get("object") == "error":
             raise_error(top)
         last, self._last = self._last, top
+        if not self._top:
+            self._top = dict(top)
+            self._held.bytes += NODE_BYTES * len(top) + weigh(top)
+            return
         for key, value in top.items():
             if key not in last or last[key] != value:
                 self._keep(key, value)
@@ -237,4 +243,7 @@ class ChoicesAccumulator(ABC):
 def telling_finish(reasons: Sequence[str | None]) -> str | None:
     """The first finish reason that isn't `stop`, else `stop`; None where there is none at all."""
     found = [reason for reason in reasons if reason]
-    return next((reason for reason in found if reason != "stop"), found[0] if found else None)
+    for reason in found:
+        if reason != "stop":
+            return reason
+    return found[0] if found else None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, Final, NoReturn
 
 import orjson
@@ -147,14 +147,14 @@ def read_usage(value: Any) -> Usage | None:
 
     Embeddings count no output: where only the total stands beside the input, the rest of it is output.
     """
-    if not isinstance(value, Mapping):
+    if not isinstance(value, dict):
         return None
     given = _count(value, "prompt_tokens", "input_tokens")
     made = _count(value, "completion_tokens", "output_tokens")
-    total = _count(value, "total_tokens")
     if given is None:
         return None
     if made is None:
+        total = _count(value, "total_tokens")
         if total is None or total < given:
             return None
         made = total - given
@@ -163,7 +163,7 @@ def read_usage(value: Any) -> Usage | None:
     return Usage(given, made, min(cached, given), min(reasoning, made))
 
 
-def _count(value: Mapping[str, Any], *names: str) -> int | None:
+def _count(value: dict[str, Any], *names: str) -> int | None:
     for name in names:
         count = value.get(name)
         if type(count) is int and 0 <= count <= MAX_COUNTED_TOKENS:
@@ -171,9 +171,9 @@ def _count(value: Mapping[str, Any], *names: str) -> int | None:
     return None
 
 
-def _detail(value: Mapping[str, Any], name: str, *groups: str) -> int:
+def _detail(value: dict[str, Any], name: str, *groups: str) -> int:
     for group in groups:
         details = value.get(group)
-        if isinstance(details, Mapping):
+        if isinstance(details, dict):
             return _count(details, name) or 0
     return 0

@@ -11,17 +11,17 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import httpx2
 
-from runner.limits import GATHER_BYTES, GATHER_S
+from runner.limits import GATHER_BYTES, GATHER_S, GATHERED_PER_S, MAX_GATHER_S
 from runner.transport import ResponseBody, Take
 
 _DONE = b"data: [DONE]\n\n"
-_DELAYS = itertools.cycle([GATHER_S * (1 - 0.4 * (number * 13 % 32) / 32) for number in range(32)])
-"""How long blocks gather, body after body: 200 streams that began together would be taken together, for ten ms,
-in which nobody would notice what arrives."""
+_SHARES = itertools.cycle([1 - 0.4 * (number * 13 % 32) / 32 for number in range(32)])
+"""Of the time for which blocks may gather, body after body: 200 streams that began together would be taken together,
+for ten ms, in which nobody would notice what arrives."""
 
 
 class Source(Protocol):
@@ -47,6 +47,8 @@ class Body(ResponseBody):
         "_waiter",
         "size",
     )
+
+    _gathering: ClassVar[int] = 0  # bodies of this process whose blocks gather now
 
     def __init__(self, source: Source, sent_ns: int) -> None:
         super().__init__(sent_ns)
@@ -92,13 +94,24 @@ class Body(ResponseBody):
             and not self._blocks[-1][0].endswith(_DONE)
         ):
             if self._timer is None:
-                self._timer = asyncio.get_running_loop().call_later(next(_DELAYS), self._due)
+                self._gather()
         else:
             self._give(self._take, self._waiter)
 
+    def _gather(self) -> None:
+        Body._gathering += 1
+        wait_s = min(max(GATHER_S, Body._gathering / GATHERED_PER_S), MAX_GATHER_S)
+        self._timer = asyncio.get_running_loop().call_later(wait_s * next(_SHARES), self._due)
+
     def _due(self) -> None:
-        self._timer = None
+        self._gathered()
         self.catch_up()
+
+    def _gathered(self) -> None:
+        if self._timer is not None:
+            Body._gathering -= 1
+            self._timer.cancel()
+            self._timer = None
 
     def catch_up(self) -> None:
         """See `ResponseBody`."""
@@ -170,9 +183,7 @@ class Body(ResponseBody):
                     return True
             finally:
                 self._take = None
-                if self._timer is not None:
-                    self._timer.cancel()
-                    self._timer = None
+                self._gathered()
         if self._error is not None:
             raise self._error
         return False

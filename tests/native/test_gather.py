@@ -14,7 +14,7 @@ from runner.attempt import run_attempt
 from runner.deadlines import Deadlines
 from runner.faults import FaultKind
 from runner.jobs import StopAfter
-from runner.limits import DRAIN_TIMEOUT_S, GATHER_BYTES, GATHER_S
+from runner.limits import DRAIN_TIMEOUT_S, GATHER_BYTES, GATHER_S, MAX_GATHER_S
 from runner.native.body import Body
 from runner.outcome import Completed, Failed
 from runner.testing.virtual_time import run_virtual
@@ -129,7 +129,7 @@ def test_each_has_the_time_at_which_it_came():
 
 
 def test_an_event_that_comes_in_two_blocks_came_with_the_second(monkeypatch):
-    monkeypatch.setattr("runner.native.body._DELAYS", itertools.repeat(GATHER_S))
+    monkeypatch.setattr("runner.native.body._SHARES", itertools.repeat(1.0))
     first, rest = TEXTS[7][:30], TEXTS[7][30:]
     _, sink, _ = attempt(steady([*TEXTS[:7], first, rest + TEXTS[8], *TEXTS[9:20], FINISH, DONE]))
     assert [came for _, came in sink.at[7:9]] == pytest.approx([1.0 + 0.02 * 8] * 2)
@@ -146,7 +146,7 @@ def test_what_was_waiting_when_the_stream_ended_is_taken_first(end):
 
 
 def test_what_was_waiting_when_a_deadline_passed_had_come_before_it(monkeypatch):
-    monkeypatch.setattr("runner.native.body._DELAYS", itertools.repeat(GATHER_S))
+    monkeypatch.setattr("runner.native.body._SHARES", itertools.repeat(1.0))
     deadlines = Deadlines(first_token_s=5, idle_s=0.3)
     _, sink, ended_s = attempt(steady(TEXTS[:10]), deadlines=deadlines)
     assert ended_s == pytest.approx(sink.at[-1][0] + 0.3)
@@ -225,3 +225,20 @@ def test_whatever_comes_and_however_it_is_cut_it_ends_as_if_nothing_waited(seed)
         counts = attempted.chunks, attempted.ttft_s, attempted.gaps.to_dict()["buckets"], attempted.last_content_ns
         found.append((attempted.outcome, counts, sink.deltas, [came for _, came in sink.at]))
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(("per_s", "waits_s"), [(5_000, GATHER_S), (2, 0.5), (0.1, MAX_GATHER_S)])
+def test_the_more_streams_there_are_the_longer_they_gather_up_to_a_bound(monkeypatch, per_s, waits_s):
+    """Here it is the number of times a second that is made small, in the place of many streams."""
+    monkeypatch.setattr("runner.native.body.GATHERED_PER_S", per_s)
+    monkeypatch.setattr("runner.native.body._SHARES", itertools.repeat(1.0))
+    attempted, sink, _ = attempt([*steady([*TEXTS * 3, FINISH, DONE]), (9, None)])
+    assert isinstance(attempted.outcome, Completed)
+    assert max(sink.waited) == pytest.approx(waits_s, abs=1e-6)
+    assert Body._gathering == 0, "one that has ended still counts"
+
+
+def test_a_stream_that_is_cut_off_while_it_gathers_does_not_count_any_more():
+    attempt([*steady(TEXTS), (1 + 60 * 0.02, httpx2.ReadError("reset"))])
+    attempt(steady(TEXTS), deadlines=Deadlines(total_s=1.9))
+    assert Body._gathering == 0
