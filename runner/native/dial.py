@@ -102,19 +102,19 @@ class Dialer:
 
     async def _open(self, scheme: str, host: str, port: int, protocol: asyncio.BaseProtocol) -> None:
         """TCP, and TLS where the scheme asks for it."""
-        infos = await self._resolve(host, port)
-        context, name = (self._context, host) if scheme == "https" else (None, None)
-        loop = asyncio.get_running_loop()
         try:
-            if (only := _only(infos)) is not None:  # nothing to race: the loop's own way takes a third of the time
-                await loop.create_connection(lambda: protocol, *only, ssl=context, server_hostname=name)
-                return
-            sock = await start_connection(infos, happy_eyeballs_delay=HAPPY_EYEBALLS_DELAY_S)
+            sock = await start_connection(await self._resolve(host, port), happy_eyeballs_delay=HAPPY_EYEBALLS_DELAY_S)
         except OSError:
             self._addresses.pop((host, port), None)
             raise
+        secure = scheme == "https"
         try:
-            await loop.create_connection(lambda: protocol, sock=sock, ssl=context, server_hostname=name)
+            await asyncio.get_running_loop().create_connection(
+                lambda: protocol,
+                sock=sock,
+                ssl=self._context if secure else None,
+                server_hostname=host if secure else None,
+            )
         except BaseException:
             sock.close()  # cancelled before the loop had taken it
             raise
@@ -129,14 +129,6 @@ class Dialer:
                 infos = _literal(host, port) or await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
                 known = self._addresses[key] = _Addresses(list(infos), loop.time() + ADDRESSES_S)
             return known.infos
-
-
-def _only(infos: list[AddrInfoType]) -> tuple[str, int] | None:
-    """Host and port of the one address that there is; None where there are more, or it has a scope (RFC 4007)."""
-    if len(infos) > 1:
-        return None
-    host, port, *rest = infos[0][4]
-    return None if any(rest) else (host, port)
 
 
 def _literal(host: str, port: int) -> list[AddrInfoType]:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import os
-import resource
 import socket
 import ssl
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 
 import httpx2
 import openai
@@ -163,43 +161,11 @@ async def test_no_descriptor_left_is_a_fault_of_its_own(monkeypatch, proxy):
     async def start_connection(*_, **__):
         raise OSError(errno.EMFILE, "Too many open files")
 
-    monkeypatch.setattr(dialing, "_only", lambda infos: None)
     monkeypatch.setattr(dialing, "start_connection", start_connection)
     transport = Transport(trust_env=False, proxy=proxy)
     with pytest.raises(httpx2.TransportError) as raised:
         await fetch(transport, "http://127.0.0.1:9/")
     assert fault(raised.value) is FaultKind.FD_LIMIT
-    await transport.aclose()
-
-
-@pytest.mark.parametrize("proxy", [None, "http://127.0.0.1:9"])
-async def test_so_it_is_where_there_is_but_one_address(proxy):
-    transport = Transport(trust_env=False, proxy=proxy)
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    unused = os.dup(0)
-    os.close(unused)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (unused, before[1]))  # the lowest that is free is one too many
-    try:
-        with pytest.raises(httpx2.TransportError) as raised:
-            await fetch(transport, "http://127.0.0.1:9/")
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, before)
-    assert fault(raised.value) is FaultKind.FD_LIMIT
-    await transport.aclose()
-
-
-async def test_one_address_that_does_not_answer_is_given_up_after_its_time(monkeypatch):
-    monkeypatch.setattr(dialing, "CONNECT_TIMEOUT_S", 0.05)
-    transport = Transport(trust_env=False)
-    with socket.socket() as deaf, ExitStack() as queue:
-        deaf.bind(("127.0.0.1", 0))
-        deaf.listen(0)
-        for _ in range(8):  # nobody accepts them: the next ones aren't answered
-            waiting = queue.enter_context(socket.socket())
-            waiting.setblocking(False)
-            waiting.connect_ex(deaf.getsockname())
-        with pytest.raises(httpx2.ConnectTimeout, match="within"):
-            await fetch(transport, f"http://127.0.0.1:{deaf.getsockname()[1]}/")
     await transport.aclose()
 
 
@@ -211,7 +177,6 @@ async def test_connecting_ends_after_its_time_and_leaves_nothing(monkeypatch, sc
         async def start_connection(*_, **__):
             await asyncio.Event().wait()
 
-        monkeypatch.setattr(dialing, "_only", lambda infos: None)
         monkeypatch.setattr(dialing, "start_connection", start_connection)
     transport = Transport(trust_env=False)
     async with serving(b"") as server:  # which never answers the greeting of TLS
