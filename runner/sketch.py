@@ -86,7 +86,9 @@ class Sketch:
 
     def _without_odd(self, values_s: list[float]) -> list[float]:
         """The values clamped, less those that count as zero, which are counted here."""
-        kept = [min(value_s, LARGEST_S) for value_s in values_s if value_s >= SMALLEST_S]
+        kept = [value_s for value_s in values_s if value_s >= SMALLEST_S]
+        if kept and max(kept) > LARGEST_S:
+            kept = [min(value_s, LARGEST_S) for value_s in kept]
         if len(kept) < len(values_s):
             zeros = [value_s if 0 < value_s < SMALLEST_S else 0.0 for value_s in values_s if not value_s >= SMALLEST_S]
             self._zeros += len(zeros)

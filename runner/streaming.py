@@ -9,6 +9,7 @@ time at which it came: to touch all that an answer consists of, for one token, c
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain, repeat
 from operator import methodcaller
 from typing import Final, Protocol
 
@@ -213,7 +214,7 @@ class Stream:
         if len(texts) > 1 and not all(map(_ends_event, blocks)):
             return None  # an event came in two blocks: its time is that of the second
         if len(texts) != len(run):
-            after_ns = [at_ns for block, at_ns in zip(blocks, after_ns, strict=True) for _ in range(_events_in(block))]
+            after_ns = list(chain.from_iterable(map(repeat, after_ns, map(_events_in, blocks))))
         return _new(Texts, (after_ns, written, texts, template.before, template.behind))
 
     def _has_many(self, block: bytes) -> bool:
