@@ -27,6 +27,7 @@ from runner.escape import for_line
 from runner.files import OsFiles, output_errors
 from runner.folder import LOG, SUMMARY, Folder, held, open_folder, write_summary
 from runner.journal import Journal
+from runner.limits import USUAL_STREAMS
 from runner.logs import log_to
 from runner.metrics import RunMetrics
 from runner.pipeline import Pipeline
@@ -166,7 +167,10 @@ class _Run:
         if total is not None and settings.limit is not None:
             total = min(total, len(folder.done) + settings.limit)
         self._metrics = RunMetrics(time.monotonic, total=total)
-        self._journal = Journal(folder.fs, folder.path, durability=settings.durability, deltas=settings.deltas)
+        streams = USUAL_STREAMS if settings.concurrency == "auto" else settings.concurrency
+        self._journal = Journal(
+            folder.fs, folder.path, durability=settings.durability, deltas=settings.deltas, streams=streams
+        )
         self._bench = Bench(
             settings=settings if settings.model or not self._simulated else _with_model(settings),
             clients=self._clients,

@@ -26,7 +26,7 @@ from anyio.abc import TaskStatus
 
 from runner.errors import OutputError
 from runner.files import AppendFile, FileSystem
-from runner.limits import DELTA_FLUSH_S, MAX_PENDING_OUTPUT_BYTES, MAX_RECORD_GROUP
+from runner.limits import DELTA_FLUSH_S, MAX_PENDING_OUTPUT_BYTES, MAX_RECORD_GROUP, PENDING_BYTES_PER_STREAM
 from runner.recovery import DELTAS, RESULTS
 
 _FLUSH_BYTES: Final = 256 * 1024
@@ -58,10 +58,13 @@ class Journal:
         *,
         durability: Literal["batch", "each", "none"] = "batch",
         deltas: bool = True,
+        streams: int = 0,
     ) -> None:
+        """`streams`: how many may write deltas at once."""
         self._fs = fs
         self._folder = folder
         self._wants_deltas = deltas
+        self._most_pending = MAX_PENDING_OUTPUT_BYTES + streams * PENDING_BYTES_PER_STREAM
         self._group = 1 if durability == "each" else MAX_RECORD_GROUP
         self._sync = durability != "none"
         self._records: deque[tuple[bytes, asyncio.Future[None]]] = deque()
@@ -122,7 +125,7 @@ class Journal:
     def has_room(self) -> bool:
         """Whether `room` would return at once and without an error."""
         pending = self._record_bytes + self._line_bytes + self._writing_bytes
-        return pending <= MAX_PENDING_OUTPUT_BYTES and self._error is None
+        return pending <= self._most_pending and self._error is None
 
     async def room(self) -> None:
         """Returns at once, or when the disk has caught up.
@@ -130,7 +133,7 @@ class Journal:
         Raises:
             OutputError: it never will.
         """
-        while self._pending_bytes > MAX_PENDING_OUTPUT_BYTES:
+        while self._pending_bytes > self._most_pending:
             self._raise_if_broken()
             start = anyio.current_time()
             await self._room.wait()

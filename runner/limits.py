@@ -23,8 +23,8 @@ MAX_JSON_VALUES: Final = 2_000_000
 windows take a million tokens."""
 READ_BLOCK_BYTES: Final = 256 * KIB
 """One read of the jobs file."""
-SOURCE_BATCH_JOBS: Final = 64
-"""Jobs parsed in one visit to the reader thread: enough to amortise the thread switch (~80 µs)."""
+SOURCE_BATCH_JOBS: Final = 256
+"""Jobs parsed in one visit to the reader thread: a loop with thousands of streams makes one or two a second."""
 SOURCE_BATCH_BYTES: Final = 1 * MIB
 """…or this many bytes of lines, whichever comes first, so that large lines don't pile up."""
 
@@ -65,7 +65,7 @@ GATHER_S: Final = 0.2
 GATHER_BYTES: Final = 16 * KIB
 """…or when they are so large."""
 GATHERED_PER_S: Final = 5_000
-"""Where so many streams are steady that this would be done more often, they gather for longer…"""
+"""Where so many streams are open that this might be done more often, they gather for longer…"""
 MAX_GATHER_S: Final = 1.0
 """…up to this."""
 KEEPALIVE_S: Final = 60.0
@@ -101,7 +101,12 @@ a server that allows one second's worth never sees us above it."""
 DELTA_FLUSH_S: Final = 0.1
 """Deltas reach the file at most this long after they went on."""
 MAX_PENDING_OUTPUT_BYTES: Final = 2 * MIB
-"""When this much waits for the disk, attempts stop reading their sockets."""
+"""When this much waits for the disk, and PENDING_BYTES_PER_STREAM a slot, attempts stop reading their sockets."""
+PENDING_BYTES_PER_STREAM: Final = 4 * KIB
+"""A few seconds of deltas. With 2 MiB for all of them 5,000 streams stopped each other again and again: to wake so many
+takes longer than to fill that."""
+USUAL_STREAMS: Final = 1_024
+"""Slots for which there is room where their number isn't given."""
 MAX_RECORD_GROUP: Final = 512
 """Records in one fsync."""
 

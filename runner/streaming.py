@@ -21,11 +21,11 @@ from runner.deadlines import Watch
 from runner.deltas import Delta, Texts
 from runner.faults import Fault, FaultKind
 from runner.jobs import StopAfter
-from runner.limits import GATHER_S, LARGE_EVENT_BYTES, MAX_STREAM_BYTES, SLICE_BYTES
+from runner.limits import LARGE_EVENT_BYTES, MAX_STREAM_BYTES, SLICE_BYTES
 from runner.transport import ResponseBody
 
-_STEADY_NS: Final = int(GATHER_S * 1e9 * 0.6)
-"""Of a stream whose blocks are further apart, few would meet another."""
+_STEADY: Final = 0.6
+"""Of a stream whose blocks are further apart than this part of what they gather for, few would meet another."""
 _EVENT_END: Final = b"\n\n"
 _FEW: Final = 8
 """Events of one block that are as soon decoded as looked through for what they have in common."""
@@ -149,7 +149,8 @@ class Stream:
             if self.over:
                 return True
             self._bound()
-        self._body.gathers = self._gap_ns < _STEADY_NS and not self._is_live and self._answer.repeated is not None
+        is_steady = self._gap_ns < _STEADY * 1e9 * self._body.gather_s
+        self._body.gathers = is_steady and not self._is_live and self._answer.repeated is not None
         return self.behind
 
     def _next_slice(self) -> list[Block]:

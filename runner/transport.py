@@ -60,7 +60,12 @@ class ResponseBody(httpx2.AsyncByteStream, ABC):
         self.arrived_ns = 0
         """Monotonic, when the first byte of what the last read returned arrived."""
         self.gathers = False
-        """Whether `pour` may let blocks gather for GATHER_S; whoever takes them says so."""
+        """Whether `pour` may let blocks gather for `gather_s`; whoever takes them says so."""
+
+    @property
+    def gather_s(self) -> float:
+        """How long they would; 0: they never do."""
+        return 0.0
 
     @abstractmethod
     async def read(self) -> bytes:

@@ -11,7 +11,7 @@ import pytest
 
 from runner.errors import OutputError
 from runner.journal import GROUP_EVERY_S, Journal
-from runner.limits import DELTA_FLUSH_S, MAX_PENDING_OUTPUT_BYTES, MAX_RECORD_GROUP
+from runner.limits import DELTA_FLUSH_S, MAX_PENDING_OUTPUT_BYTES, MAX_RECORD_GROUP, PENDING_BYTES_PER_STREAM
 from runner.testing.memory_files import Crashed, MemoryFiles, Tear, WriteFault
 from tests.memory_run import (
     DELTAS,
@@ -479,3 +479,13 @@ def test_a_crash_is_no_output_error():
     with pytest.raises(BaseExceptionGroup) as raised:
         journalled(fs, work)
     assert raised.value.subgroup(Crashed)
+
+
+async def test_the_more_streams_there_are_the_more_may_wait_for_the_disk():
+    """Thousands of them would stop and wake each other, with a disk that has nothing to do."""
+    few, many = (Journal(MemoryFiles(), OUT, streams=streams) for streams in (0, 5_000))
+    for journal in (few, many):
+        journal.delta(BIG)
+    assert (few.has_room, many.has_room) == (False, True)
+    many.delta(bytes(5_000 * PENDING_BYTES_PER_STREAM))
+    assert not many.has_room

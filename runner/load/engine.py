@@ -79,7 +79,7 @@ class Engine:
     ) -> None:
         self._admission = _door(settings, targets)
         self._clients = clients_of(targets, settings)
-        self._ledger = Ledger(OsFiles(), folder, deltas=settings.deltas)
+        self._ledger = Ledger(OsFiles(), folder, deltas=settings.deltas, streams=MAX_CONCURRENCY)
         self._open: dict[str, _Open] = {}
         self._budget = Budget(settings.max_cost, spent)
         self.pacer = Pacer()

@@ -25,8 +25,8 @@ EVERY_S: Final = 0.25
 class Ledger(Journal):
     """See the module."""
 
-    def __init__(self, fs: FileSystem, folder: Path, *, deltas: bool) -> None:
-        super().__init__(fs, folder, durability="none", deltas=deltas)
+    def __init__(self, fs: FileSystem, folder: Path, *, deltas: bool, streams: int = 0) -> None:
+        super().__init__(fs, folder, durability="none", deltas=deltas, streams=streams)
         self._lines_of_records: list[bytes] = []
         self._gathered_bytes = 0
 

@@ -48,7 +48,7 @@ class Body(ResponseBody):
         "size",
     )
 
-    _gathering: ClassVar[int] = 0  # bodies of this process whose blocks gather now
+    _poured: ClassVar[int] = 0  # bodies of this process that are being poured
 
     def __init__(self, source: Source, sent_ns: int) -> None:
         super().__init__(sent_ns)
@@ -94,24 +94,18 @@ class Body(ResponseBody):
             and not self._blocks[-1][0].endswith(_DONE)
         ):
             if self._timer is None:
-                self._gather()
+                self._timer = asyncio.get_running_loop().call_later(self.gather_s * next(_SHARES), self._due)
         else:
             self._give(self._take, self._waiter)
 
-    def _gather(self) -> None:
-        Body._gathering += 1
-        wait_s = min(max(GATHER_S, Body._gathering / GATHERED_PER_S), MAX_GATHER_S)
-        self._timer = asyncio.get_running_loop().call_later(wait_s * next(_SHARES), self._due)
+    @property
+    def gather_s(self) -> float:
+        """See `ResponseBody`."""
+        return min(max(GATHER_S, Body._poured / GATHERED_PER_S), MAX_GATHER_S)
 
     def _due(self) -> None:
-        self._gathered()
+        self._timer = None
         self.catch_up()
-
-    def _gathered(self) -> None:
-        if self._timer is not None:
-            Body._gathering -= 1
-            self._timer.cancel()
-            self._timer = None
 
     def catch_up(self) -> None:
         """See `ResponseBody`."""
@@ -170,6 +164,13 @@ class Body(ResponseBody):
 
     async def pour(self, take: Take) -> bool:
         """See `ResponseBody`."""
+        Body._poured += 1
+        try:
+            return await self._pour(take)
+        finally:
+            Body._poured -= 1
+
+    async def _pour(self, take: Take) -> bool:
         while self._blocks or not self._ended:
             if not self._ended:
                 self._source.resume()
@@ -183,7 +184,9 @@ class Body(ResponseBody):
                     return True
             finally:
                 self._take = None
-                self._gathered()
+                if self._timer is not None:
+                    self._timer.cancel()
+                    self._timer = None
         if self._error is not None:
             raise self._error
         return False

@@ -235,10 +235,10 @@ def test_the_more_streams_there_are_the_longer_they_gather_up_to_a_bound(monkeyp
     attempted, sink, _ = attempt([*steady([*TEXTS * 3, FINISH, DONE]), (9, None)])
     assert isinstance(attempted.outcome, Completed)
     assert max(sink.waited) == pytest.approx(waits_s, abs=1e-6)
-    assert Body._gathering == 0, "one that has ended still counts"
+    assert Body._poured == 0, "one that has ended still counts"
 
 
 def test_a_stream_that_is_cut_off_while_it_gathers_does_not_count_any_more():
     attempt([*steady(TEXTS), (1 + 60 * 0.02, httpx2.ReadError("reset"))])
     attempt(steady(TEXTS), deadlines=Deadlines(total_s=1.9))
-    assert Body._gathering == 0
+    assert Body._poured == 0
