@@ -20,7 +20,7 @@ from runner.digests import DigestMap, digest64
 from runner.drain import Drain
 from runner.errors import OutputError
 from runner.faults import Fault, FaultKind
-from runner.limits import BACKOFF_ROOM
+from runner.limits import BACKOFF_ROOM, SOURCE_BATCH_JOBS
 from runner.metrics import RunMetrics
 from runner.pipeline import Pipeline
 from runner.primers import Primers
@@ -379,7 +379,7 @@ def test_the_reader_runs_ahead_of_the_workers_by_no_more_than_its_bound(world):
         patch.setattr(runner.parsing.JobParser, "parse", counted)
         world.run()
     # One batch that is being handed out, one that is being read.
-    assert len(read) <= 4 * BACKOFF_ROOM + 1 + 2 * 64
+    assert len(read) <= 4 * BACKOFF_ROOM + 1 + 2 * SOURCE_BATCH_JOBS
 
 
 def test_a_slow_disk_stops_the_reader(world):
