@@ -153,7 +153,7 @@ class Watch:
             self._arm(self._started + first_s)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> bool:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
         if self._timer is not None:
             self._timer.cancel()
         if self._outer is not None:

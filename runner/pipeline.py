@@ -136,7 +136,9 @@ class Pipeline:
     def _hire(self, staff: TaskGroup) -> None:
         """Starts workers for jobs that nobody takes, as far as the concurrency of now allows."""
         wanting = self._jobs.wanting
-        for _ in range(min(wanting, self._may_hire()) if wanting else 0):
+        if not wanting:
+            return
+        for _ in range(min(wanting, self._may_hire())):
             self._workers += 1
             staff.start_soon(self._worker)
 
@@ -149,7 +151,7 @@ class Pipeline:
             self._hire(staff)
 
     def _may_hire(self) -> int:
-        """How many."""
+        """How many more workers the concurrency of now allows."""
         admission = self.bench.admission
         missing = BACKOFF_ROOM * admission.limit + 1 - self._workers
         if missing > 0:

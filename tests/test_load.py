@@ -20,7 +20,8 @@ from runner.errors import UsageError
 from runner.load.options import LoadOptions
 from runner.load.results import decode
 from runner.load.run import run_load
-from runner.load.store import held
+from runner.load.store import Store
+from runner.lock import lock_folder
 from runner.settings import Settings
 from tests.process import by_id, end, records, run, start, write_jobs
 
@@ -404,12 +405,12 @@ def test_what_cannot_be_done_exits_with_2_and_one_line_and_makes_no_folder(tmp_p
 
 
 async def test_a_folder_that_another_test_was_quicker_to_make_is_looked_at_again(tmp_path, monkeypatch):
-    def beaten(store):
-        store.path.mkdir()
-        store.write_manifest({"options": {}, "settings": {}})
-        return held(store)
+    def beaten(folder):
+        folder.mkdir()
+        Store(folder).write_manifest({"options": {}, "settings": {}})
+        return lock_folder(folder)
 
-    monkeypatch.setattr("runner.load.run.held", beaten)
+    monkeypatch.setattr("runner.load.run.lock_folder", beaten)
     options = LoadOptions(synthetic=True, out=str(tmp_path / "out"))
     with serving(HangsUp) as url, pytest.raises(UsageError, match="holds another load test"):
         await run_load(options, Settings(base_url=url, model="m"), [])

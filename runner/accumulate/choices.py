@@ -154,7 +154,7 @@ class ChoicesAccumulator(ABC):
         if top.get("error") is not None or top.get("object") == "error":
             raise_error(top)
         last, self._last = self._last, top
-        if not self._top:
+        if not self._top:  # the first chunk: all of it is new, and one call weighs it
             self._top = dict(top)
             self._held.bytes += NODE_BYTES * len(top) + weigh(top)
             return

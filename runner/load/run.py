@@ -41,9 +41,10 @@ from runner.load.results import Calibration, Level, LoadResult
 from runner.load.scraping import Scraper, scraping
 from runner.load.sender import Workload
 from runner.load.spec import LevelSpec, describe_arrival
-from runner.load.store import Store, held
+from runner.load.store import Store
 from runner.load.view import Line, Now, live_line
 from runner.load.workload import describe, read_workload
+from runner.lock import lock_folder
 from runner.logs import log_to
 from runner.manifest import without_credentials
 from runner.redact import Redactor
@@ -82,13 +83,13 @@ async def run_load(options: LoadOptions, settings: Settings, argv: list[str]) ->
             store = Store(options.folder)
             is_new = not store.exists
             if not is_new:
-                stack.enter_context(held(store))
+                stack.enter_context(lock_folder(store.path))
             targets = await stack.enter_async_context(targets_of(settings, options.simulate))
             redactor = redactor_for(targets)
             test = _Test(options, settings, store, redactor, argv)
             asked = await test.ask(targets)
             if is_new:  # made only now, so that a slip leaves none
-                stack.enter_context(held(store))
+                stack.enter_context(lock_folder(store.path))
                 if store.manifest() is not None:  # another test was quicker
                     asked = await test.ask(targets)
             if options.fresh:

@@ -15,8 +15,7 @@ after a kill; a record that is there already is not written again.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -30,7 +29,6 @@ from runner.folder import LOG, MANIFEST
 from runner.load import html, results, sheet
 from runner.load.export import LAYOUTS, export
 from runner.load.results import LoadResult
-from runner.lock import lock_folder
 from runner.recovery import DELTAS, RESULTS, TORN, parse, read_lines, recover, start_afresh
 from runner.totals import Finished
 from runner.written import read_any
@@ -54,7 +52,7 @@ class Before(NamedTuple):
 
 
 class Store:
-    """The folder of a load test; what changes it takes `held`."""
+    """The folder of a load test; whoever changes it holds its lock."""
 
     def __init__(self, path: Path) -> None:
         self.fs = OsFiles()
@@ -170,15 +168,3 @@ class Store:
     def write_figures(self, result: LoadResult) -> None:
         """Writes load.json alone."""
         atomic_write(self.fs, self.path / LOAD_JSON, results.encode(result))
-
-
-@contextmanager
-def held(store: Store) -> Iterator[Store]:
-    """Makes and locks the folder, for as long as it lasts.
-
-    Raises:
-        LockedError: another run holds it.
-        OutputError: it can't be made or written.
-    """
-    with lock_folder(store.path):
-        yield store

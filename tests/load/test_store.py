@@ -6,7 +6,8 @@ import orjson
 import pytest
 
 from runner.errors import LockedError, UsageError
-from runner.load.store import Store, held
+from runner.load.store import Store
+from runner.lock import lock_folder
 from tests.load.examples import healthy
 
 
@@ -82,7 +83,7 @@ def test_results_are_written_and_read_again(tmp_path):
 
 
 def test_one_test_at_a_time(tmp_path):
-    with held(Store(tmp_path / "x")), pytest.raises(LockedError), held(Store(tmp_path / "x")):
+    with lock_folder(tmp_path / "x"), pytest.raises(LockedError), lock_folder(tmp_path / "x"):
         pass
 
 
@@ -90,7 +91,8 @@ def test_fresh_moves_aside_what_is_there(tmp_path):
     (tmp_path / "results.jsonl").write_bytes(record("a#0"))
     (tmp_path / "load.json").write_bytes(b"{}")
     (tmp_path / "vllm-closed-2-0.json").write_bytes(b"{}")
-    with held(Store(tmp_path)) as store:
+    store = Store(tmp_path)
+    with lock_folder(store.path):
         store.start_afresh()
         assert store.recover().numbers == 0
     (old,) = tmp_path.glob("old-*")
