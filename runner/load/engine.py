@@ -20,9 +20,10 @@ import anyio
 from runner import resources, tokens
 from runner.admission import Admission
 from runner.attempt import Attempted
+from runner.client import Poster
 from runner.drain import Drain
 from runner.files import OsFiles
-from runner.jobs import Job
+from runner.jobs import Api, Job
 from runner.limits import MAX_CONCURRENCY
 from runner.load.budget import Budget
 from runner.load.free import FreeAdmission
@@ -38,11 +39,16 @@ from runner.reservation import Reservation
 from runner.settings import Settings
 from runner.target import Target
 from runner.tickets import AdmissionClosed
+from runner.transport import ResponseBody
 from runner.wiring import admission_of, clients_of
 from runner.worker import Bench, StopRun, run_job
 
-_RARE: Final = (50_000, 50, 1_000)
-"""Thresholds of the garbage collector during a test; the usual ones are 700, 10, 10."""
+_RARE: Final = (10_000, 50, 1_000)
+"""Thresholds of the garbage collector during a test; the usual ones are 700, 10, 10. A pass over the first generation
+stops everything for some milliseconds."""
+LEAD_S: Final = 0.01
+"""Two requests a millisecond apart would be sent as far apart as it takes to make one, half a millisecond: requests are
+made before their moment, and then only sent."""
 
 
 class Request(NamedTuple):
@@ -71,6 +77,19 @@ class _Open:
     answer: Answer | None = None
 
 
+class _Punctual(NamedTuple):
+    """Posts one request at its moment."""
+
+    client: Poster
+    pacer: Pacer
+    moment_s: float
+
+    async def post(self, api: Api, content: bytes, *, stream: bool) -> ResponseBody:
+        """See `Poster`. What comes after the moment, a repeated attempt say, goes at once."""
+        await self.pacer.until(self.moment_s)
+        return await self.client.post(api, content, stream=stream)
+
+
 class Engine:
     """See the module. `redactor` knows the keys of the targets; `spent` is what earlier starts did."""
 
@@ -96,6 +115,7 @@ class Engine:
             rng=random.Random(settings.seed),
             sleep=self.drain.sleep,
             account=self._account,
+            punctual=self._punctual,
         )
 
     @asynccontextmanager
@@ -128,6 +148,11 @@ class Engine:
         """Whether the test is to send nothing more."""
         return self.drain.asked
 
+    @property
+    def lead_s(self) -> float:
+        """How long before its moment a request is to be handed to `send`."""
+        return LEAD_S
+
     def clock(self) -> float:
         """The clock of all stamps."""
         return time.monotonic()
@@ -137,14 +162,16 @@ class Engine:
         await self.drain.wait()
 
     async def send(self, request: Request, level: dict[str, Any], zero_s: float) -> Answer:
-        """Sends one request and reads its answer. `zero_s` is when its level began, on the monotonic clock.
+        """Sends one request, where it has a moment not before that, and reads its answer.
+
+        `zero_s` is when its level began, on the monotonic clock.
 
         Never raises for what became of it. One that still waited for limits when the test was stopped counts as
         waiting; one that is cancelled is in flight.
         """
         name = request.job.id
         on_its_way = self._open[name] = _Open(request, level, zero_s)
-        began = time.monotonic() - zero_s
+        began = max(time.monotonic() - zero_s, request.scheduled or 0.0)
         kind = None
         try:
             await run_job(self._bench, request.job)
@@ -161,6 +188,11 @@ class Engine:
             now = time.monotonic() - zero_s
             return Answer(RequestSample(request.scheduled, began, began, end=now, fault=kind or "internal"))
         return on_its_way.answer
+
+    def _punctual(self, client: Poster, job: Job) -> Poster:
+        found = self._open[job.id]
+        scheduled = found.request.scheduled
+        return client if scheduled is None else _Punctual(client, self.pacer, found.zero_s + scheduled)
 
     def _account(self, record: dict[str, Any], history: History, attempted: Attempted | None, outcome: Outcome) -> None:
         """Every request that has its record."""

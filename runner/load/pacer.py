@@ -16,10 +16,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import heapq
 import os
 import sys
 import time
-from typing import Final
+from itertools import count
+from typing import Final, NamedTuple
 
 IN_A_ROW: Final = 16
 """Moments that may pass without giving up the loop: many sends that are due at once must not hold back the answers."""
@@ -57,14 +59,24 @@ class _Timer:
             raise OSError(ctypes.get_errno(), "timerfd_settime")
 
 
+class _Waiter(NamedTuple):
+    """Who waits; the number keeps those of one moment in order."""
+
+    moment_s: float
+    number: int
+    rung: asyncio.Future[None]
+
+
 class Pacer:
-    """Waits for one task at a time. To be closed in its loop."""
+    """Lets any number of tasks wait, each for a moment of its own. To be closed in its loop."""
 
     def __init__(self) -> None:
         self._in_a_row = 0
+        self._numbers = count()
+        self._waiters: list[_Waiter] = []
+        """A heap."""
         self._timer: _Timer | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._rung: asyncio.Future[None] | None = None
         with contextlib.suppress(OSError, AttributeError):
             self._timer = _Timer()
 
@@ -84,22 +96,29 @@ class Pacer:
         if self._timer is None:
             await asyncio.sleep(moment_s - time.monotonic())
         else:
-            await self._ring(self._timer, moment_s)
+            await self._queue(self._timer, moment_s)
 
-    async def _ring(self, timer: _Timer, moment_s: float) -> None:
+    def _queue(self, timer: _Timer, moment_s: float) -> asyncio.Future[None]:
         loop = asyncio.get_running_loop()
         if self._loop is None:
             self._loop = loop
-            loop.add_reader(timer.fd, self._rings, timer.fd)
-        self._rung = loop.create_future()
-        timer.set(moment_s)
-        await self._rung
+            loop.add_reader(timer.fd, self._rings, timer)
+        waiter = _Waiter(moment_s, next(self._numbers), loop.create_future())
+        heapq.heappush(self._waiters, waiter)
+        if self._waiters[0] is waiter:
+            timer.set(moment_s)
+        return waiter.rung
 
-    def _rings(self, fd: int) -> None:
+    def _rings(self, timer: _Timer) -> None:
         with contextlib.suppress(BlockingIOError):
-            os.read(fd, 8)
-            if self._rung is not None and not self._rung.done():
-                self._rung.set_result(None)
+            os.read(timer.fd, 8)
+        waiters = self._waiters
+        while waiters and (waiters[0].rung.done() or waiters[0].moment_s <= time.monotonic()):
+            rung = heapq.heappop(waiters).rung
+            if not rung.done():  # by its own cancellation
+                rung.set_result(None)
+        if waiters:
+            timer.set(waiters[0].moment_s)
 
     def close(self) -> None:
         """Gives its descriptor back."""

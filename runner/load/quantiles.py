@@ -45,7 +45,7 @@ def at_rank(sketch: Sketch, rank: int) -> float | None:
 class Distribution:
     """Values of one metric: seconds, tokens or tokens a second; never negative."""
 
-    __slots__ = ("_exact", "_squares", "failures", "n", "sketch")
+    __slots__ = ("_exact", "_running_mean", "_squares", "failures", "n", "sketch")
 
     def __init__(self) -> None:
         self.sketch = Sketch()
@@ -53,15 +53,17 @@ class Distribution:
         self.failures = 0
         """Requests that have no value because they failed."""
         self._squares = 0.0  # sum of squared distances from the mean
+        self._running_mean = 0.0  # of what was added: to ask the sketch takes ten times as long
         self._exact = True  # whether that is kept: not of sketches that were added
 
     def add(self, value: float) -> None:
         """Adds one value. Negative and NaN count as zero, as in the sketch."""
         value = min(value, LARGEST_S) if value > 0 else 0.0
-        before = self._mean
         self.sketch.add(value)
         self.n += 1
-        self._squares += (value - before) * (value - self._mean)  # Welford's, by Knuth (TAOCP 2, 4.2.2)
+        off = value - self._running_mean
+        self._running_mean += off / self.n
+        self._squares += off * (value - self._running_mean)  # Welford's, by Knuth (TAOCP 2, 4.2.2)
 
     def add_sketch(self, values: Sketch) -> None:
         """Adds all values of a sketch."""
@@ -83,6 +85,7 @@ class Distribution:
         self.failures += other.failures
         self.sketch.merge(other.sketch)
         self.n += other.n
+        self._running_mean = self._mean
 
     @property
     def _mean(self) -> float:
@@ -143,6 +146,7 @@ class Distribution:
         made.sketch = Sketch.from_dict(data["sketch"])
         made.n, made.failures = int(data["n"]), int(data["failures"])
         made._squares, made._exact = float(data["squares"]), bool(data["exact"])
+        made._running_mean = made._mean
         return made
 
 

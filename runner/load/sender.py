@@ -80,6 +80,10 @@ class Means(Protocol):
         """Waits for the moment to send."""
 
     @property
+    def lead_s(self) -> float:
+        """How long before its moment a request is to be handed to `send`, which keeps it until then."""
+
+    @property
     def grace_s(self) -> float:
         """How long requests on their way may go on after a stop."""
 
@@ -226,6 +230,8 @@ class Sender:
             self.in_flight += 1
             began = self.now_s
             ending = await self._session(self._begin(number), None)
+            # What has arrived meanwhile has its stamps before the next request is made: each takes half a millisecond.
+            await asyncio.sleep(0)
             failures = failures + 1 if ending in _FAILURES else 0
             if ending is None or not await self._backs_off(began, failures):
                 return
@@ -254,7 +260,7 @@ class Sender:
             with self._sending:
                 for number, when in self._spec.schedule(self._workload.trace, *self._part):
                     begun = self._begin(number)  # made before it is due
-                    await self._means.pacer.until(self._zero_s + when)
+                    await self._means.pacer.until(self._zero_s + when - self._means.lead_s)
                     if self.in_flight >= room:
                         self.statistics.add(RequestSample(scheduled=when))
                     else:
@@ -289,13 +295,13 @@ class Sender:
                 return answer.sample.ending
             turn = following
             due = (answer.sample.end or self.now_s) + turn.think_s
-            if self._spec.is_over(0, due) or await self._stops_before(due):
+            scheduled, lead_s = (None, 0.0) if self._spec.kind == "closed" else (due, self._means.lead_s)
+            if self._spec.is_over(0, due) or await self._stops_before(due - lead_s):
                 return None
-            scheduled = None if self._spec.kind == "closed" else due
             self.in_flight += 1
 
     async def _one(self, request: Request) -> Answer:
-        began = self._last_s = self.now_s
+        began = self._last_s = max(self.now_s, request.scheduled or 0.0)
         try:
             answer = await self._means.send(request, self._about, self._zero_s)
         except anyio.get_cancelled_exc_class():

@@ -9,6 +9,7 @@ where chunks do. A usage of no output tokens for an answer that has some is none
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
@@ -48,9 +49,10 @@ def sample_of(
 ) -> RequestSample:
     """What a request left. `zero_s` is the level's start; `ok` what its record says of it."""
     fault = outcome.fault.kind.value if isinstance(outcome, Failed) else None
+    earliest = -math.inf if scheduled is None else scheduled  # requests are made ready before their moment
     sample = RequestSample(
         scheduled=scheduled,
-        admitted=None if history.admitted_s is None else history.admitted_s - zero_s,
+        admitted=None if history.admitted_s is None else max(earliest, history.admitted_s - zero_s),
         ok=ok,
         # A finish that the user counts as a failure is one, though the server did what it was asked.
         fault=fault if fault is not None or ok else FaultKind.UNWANTED_FINISH.value,
@@ -59,12 +61,14 @@ def sample_of(
         limiter_wait_s=history.limiter_wait_s,
         output_tokens_by_tokenizer=by_tokenizer,
     )
-    return sample if attempted is None else _with_stamps(sample, attempted, outcome, zero_s)
+    return sample if attempted is None else _with_stamps(sample, attempted, outcome, zero_s, earliest)
 
 
-def _with_stamps(sample: RequestSample, attempted: Attempted, outcome: Outcome, zero_s: float) -> RequestSample:
+def _with_stamps(
+    sample: RequestSample, attempted: Attempted, outcome: Outcome, zero_s: float, earliest: float
+) -> RequestSample:
     def at(ns: int) -> float | None:
-        return ns / 1e9 - zero_s if ns else None
+        return max(earliest, ns / 1e9 - zero_s) if ns else None
 
     usage = outcome.usage
     return replace(

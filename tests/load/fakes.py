@@ -36,6 +36,7 @@ class Server:
         self.most = 0
         self.now = 0
         self.grace_s = 1e9
+        self.lead_s = 0.0
         self.waiting = 0
         self.clock_at_end = 0.0
         self._asked = anyio.Event()
