@@ -51,7 +51,11 @@ RAMP_ABOVE_TPM: Final = 1_000_000
 """Input tokens a minute above which slow_down asks for a slow ramp (the API's guide to errors)."""
 EXCUSED: Final = 8
 """Refusals of one episode that may be an accident."""
-AT_ONCE: Final = 32  # attempts admitted before others get a turn of the event loop
+AT_ONCE: Final = 32
+"""Attempts admitted before others get a turn of the event loop…"""
+AT_ONCE_SHARE: Final = 1 / 16
+"""…and that share of those in flight: with thousands of streams a turn of theirs takes a third of a second, and 32 for
+each would open the last of 5,000 after 24 s."""
 CATCH_UP_S: Final = 0.05
 """A pace makes up for what a late timer lost, up to this."""
 
@@ -256,6 +260,7 @@ class Lane:
 
     async def run(self) -> None:
         """Admits one after the other until it is cancelled."""
+        in_turn = 0
         while True:
             self._changed.forget()
             first, pause_s = self._waiting.first_for(self)
@@ -274,7 +279,9 @@ class Lane:
                 await self._changed.wait(math.inf)
                 continue
             await self._serve(first)
-            if self._admitted % AT_ONCE == 0:
+            in_turn += 1
+            if in_turn >= max(AT_ONCE, AT_ONCE_SHARE * self._gate.in_flight):
+                in_turn = 0
                 await anyio.lowlevel.checkpoint()
 
     async def _hindered(self, first: Waiter, what: str, pause_s: float) -> None:

@@ -23,7 +23,7 @@ MAX_JSON_VALUES: Final = 2_000_000
 windows take a million tokens."""
 READ_BLOCK_BYTES: Final = 256 * KIB
 """One read of the jobs file."""
-SOURCE_BATCH_JOBS: Final = 256
+SOURCE_BATCH_JOBS: Final = 1024
 """Jobs parsed in one visit to the reader thread: a loop with thousands of streams makes one or two a second."""
 SOURCE_BATCH_BYTES: Final = 1 * MIB
 """…or this many bytes of lines, whichever comes first, so that large lines don't pile up."""
