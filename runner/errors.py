@@ -40,12 +40,6 @@ class LockedError(RunnerError):
     exit_code = 3
 
 
-class StoppedError(RunnerError):
-    """Raised when a limit that the user set, or an answer that no retry can mend, stops the run."""
-
-    exit_code = 4
-
-
 class OutputError(RunnerError):
     """Raised when the output can't be written: the disk is full, read-only or failing. EX_IOERR of sysexits.h."""
 

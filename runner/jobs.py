@@ -45,8 +45,6 @@ class Job:
     """Length of its line."""
     metadata: Any = None
     stop_after: StopAfter | None = None
-    explicit_id: bool = True
-    """False when `id` was derived."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,7 +110,6 @@ class JobParser:
             size_bytes=line.size_bytes,
             metadata=metadata,
             stop_after=stop_after,
-            explicit_id=given is not None,
         )
 
     # ── Ids ──────────────────────────────────────────────────────────────────────────────────────────────────────

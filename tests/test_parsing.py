@@ -72,7 +72,7 @@ def batch(url="/v1/chat/completions", body=None, **keys):
 )
 def test_the_batch_form_is_read_unchanged(prefix, api, body):
     found = job(batch(prefix + api.value, body))
-    assert (found.id, found.api, found.body, found.explicit_id) == ("a", api, body, True)
+    assert (found.id, found.api, found.body) == ("a", api, body)
 
 
 @pytest.mark.parametrize(
@@ -271,7 +271,7 @@ def test_a_number_as_id_becomes_its_text():
 def test_custom_id_goes_before_id_and_null_is_none():
     assert job({"custom_id": "a", "id": "b", "prompt": "hi"}).id == "a"
     assert job({"custom_id": None, "id": "b", "prompt": "hi"}).id == "b"
-    assert not job({"custom_id": None, "id": None, "prompt": "hi"}).explicit_id
+    assert job({"custom_id": None, "id": None, "prompt": "hi"}).id == job({"prompt": "hi"}).id
 
 
 def test_the_first_line_with_an_id_keeps_it():
@@ -349,7 +349,6 @@ def test_spelling_and_key_order_make_no_other_job():
     )
     assert (first.id, first.digest) == (second.id, second.digest)
     assert first.id.startswith("job-")
-    assert not first.explicit_id
 
 
 @pytest.mark.parametrize(
@@ -383,7 +382,7 @@ def test_metadata_inside_a_body_is_asked():
 def test_a_line_that_names_a_derived_id_keeps_it_and_the_others_get_the_next():
     derived = job({"prompt": "hi"}).id
     given_first, then = parse({"custom_id": derived, "prompt": "other"}, {"prompt": "hi"})
-    assert (given_first.id, given_first.explicit_id) == (derived, True)
+    assert given_first.id == derived
     assert isinstance(then, Job)
     assert then.id != derived
     first, given_later = parse({"prompt": "hi"}, {"custom_id": derived, "prompt": "other"})
