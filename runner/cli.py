@@ -131,7 +131,6 @@ def settings_options(function: F) -> F:
     for option in reversed(
         (
             setting("--model", metavar="NAME", help="Model for lines that name none."),
-            setting("--transport", type=click.Choice(["aiohttp", "native"]), help="What sends the requests. [native]"),
             setting("--concurrency", metavar="N|auto", help="Streams at once. [auto]"),
             setting("--rpm", metavar="N", help="Requests a minute."),
             setting("--tpm", metavar="N", help="Tokens a minute, input and reserved output."),
@@ -147,6 +146,7 @@ def settings_options(function: F) -> F:
 @click.argument("jobs", nargs=-1, required=True)
 @click.option("--out", metavar="DIR", help="Output folder. [results/<stem of JOBS>]")
 @settings_options
+@setting("--transport", type=click.Choice(["aiohttp", "native"]), help="What sends the requests. [native]")
 @click.option(
     "--simulate",
     metavar="[PRESET]",

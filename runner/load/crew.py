@@ -126,12 +126,13 @@ class Alone:
             return Live()
         found = sender.statistics
         counts = found.counts
-        waiting = min(self._engine.waiting, sender.in_flight)
+        due = max(0, sender.in_flight - self._engine.early)
+        waiting = min(self._engine.waiting, due)
         return Live(
             t_s=max(0.0, sender.now_s),
-            in_flight=sender.in_flight - waiting,
+            in_flight=due - waiting,
             waiting=waiting,
-            sent=counts["sent"] + sender.in_flight - waiting,
+            sent=counts["sent"] + due - waiting,
             succeeded=counts["succeeded"],
             failed=counts["failed"],
             throttled=counts["throttled"],

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -21,6 +22,7 @@ from runner import resources, tokens
 from runner.admission import Admission
 from runner.attempt import Attempted
 from runner.client import Poster
+from runner.deadlines import suspended
 from runner.drain import Drain
 from runner.files import OsFiles
 from runner.jobs import Api, Job
@@ -74,19 +76,25 @@ class _Open:
     level: dict[str, Any]
     """What its record says of where it belongs."""
     zero_s: float
+    posted_ns: int = 0
+    """When it was, where it had waited for its moment."""
     answer: Answer | None = None
+
+
+class _NeverDue(AdmissionClosed):
+    """Raised to a request that was made ready when the test was stopped before its moment."""
 
 
 class _Punctual(NamedTuple):
     """Posts one request at its moment."""
 
     client: Poster
-    pacer: Pacer
-    moment_s: float
+    moment: Callable[[], Awaitable[None]]
+    """Waits for it."""
 
     async def post(self, api: Api, content: bytes, *, stream: bool) -> ResponseBody:
         """See `Poster`. What comes after the moment, a repeated attempt say, goes at once."""
-        await self.pacer.until(self.moment_s)
+        await self.moment()
         return await self.client.post(api, content, stream=stream)
 
 
@@ -100,6 +108,8 @@ class Engine:
         self._clients = clients_of(targets, settings)
         self._ledger = Ledger(OsFiles(), folder, deltas=settings.deltas, streams=MAX_CONCURRENCY)
         self._open: dict[str, _Open] = {}
+        self.early = 0
+        """Requests that are ready and wait for their moment."""
         self._budget = Budget(settings.max_cost, spent)
         self.pacer = Pacer()
         self.metrics = RunMetrics(time.monotonic, total=None)
@@ -161,13 +171,14 @@ class Engine:
         """Returns when the test is to send nothing more."""
         await self.drain.wait()
 
-    async def send(self, request: Request, level: dict[str, Any], zero_s: float) -> Answer:
+    async def send(self, request: Request, level: dict[str, Any], zero_s: float) -> Answer | None:
         """Sends one request, where it has a moment not before that, and reads its answer.
 
         `zero_s` is when its level began, on the monotonic clock.
 
         Never raises for what became of it. One that still waited for limits when the test was stopped counts as
-        waiting; one that is cancelled is in flight.
+        waiting; one that is cancelled is in flight. None: the test was stopped before its moment, so that it was never
+        due.
         """
         name = request.job.id
         on_its_way = self._open[name] = _Open(request, level, zero_s)
@@ -175,8 +186,11 @@ class Engine:
         kind = None
         try:
             await run_job(self._bench, request.job)
+        except _NeverDue:
+            return None
         except AdmissionClosed:
-            return Answer(RequestSample(scheduled=request.scheduled, waiting=True))
+            waits = RequestSample(scheduled=request.scheduled, waiting=True)
+            return Answer(waits) if self.clock() - zero_s >= began else None
         except StopRun as stop:
             kind = stop.fault.kind.value
             self.drain.ask(4, f"{kind}: {self._bench.redactor.redact(stop.fault.message)}")
@@ -186,17 +200,42 @@ class Engine:
         if on_its_way.answer is None:
             # No account came: it met what stops the test, or a defect of ours.
             now = time.monotonic() - zero_s
-            return Answer(RequestSample(request.scheduled, began, began, end=now, fault=kind or "internal"))
+            if now < began:  # stopped before its moment, too
+                return None
+            sent = max(began, on_its_way.posted_ns / 1e9 - zero_s)
+            return Answer(RequestSample(request.scheduled, sent, sent, end=now, fault=kind or "internal"))
         return on_its_way.answer
 
     def _punctual(self, client: Poster, job: Job) -> Poster:
         found = self._open[job.id]
         scheduled = found.request.scheduled
-        return client if scheduled is None else _Punctual(client, self.pacer, found.zero_s + scheduled)
+        return client if scheduled is None else _Punctual(client, partial(self._due, found, found.zero_s + scheduled))
+
+    async def _due(self, request: _Open, moment_s: float) -> None:
+        """Waits for a request's moment.
+
+        Raises:
+            _NeverDue: the test was stopped meanwhile.
+        """
+        if self.clock() >= moment_s:
+            return
+        self.early += 1
+        try:
+            with suspended():  # deadlines count from the moment
+                await self.pacer.until(moment_s)
+        finally:
+            self.early -= 1
+        if self.drain.asked:
+            raise _NeverDue
+        request.posted_ns = time.monotonic_ns()
 
     def _account(self, record: dict[str, Any], history: History, attempted: Attempted | None, outcome: Outcome) -> None:
         """Every request that has its record."""
         found = self._open[record["id"]]
+        if attempted is not None and attempted.sent_ns < found.posted_ns:
+            # What has no answer's head has the stamp of its making.
+            attempted.sent_ns = found.posted_ns
+            record["runner"]["duration_s"] = round((attempted.ended_ns - attempted.sent_ns) / 1e9, 6)
         sample = sample_of(
             history,
             attempted,
@@ -208,6 +247,7 @@ class Engine:
         )
         wanted = found.request.wants_text and isinstance(outcome, Completed) and sample.ok
         found.answer = Answer(sample, text_of(outcome.body) if wanted and isinstance(outcome, Completed) else None)
+        record["runner"]["limiter_wait_s"] = round(sample.limiter_wait_s, 6)
         record["runner"]["load"] = {**found.level, **moments(sample)}
 
     def _check_cost(self) -> None:

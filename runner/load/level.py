@@ -33,7 +33,8 @@ WITH_FAILURES: Final = ("ttft", "e2e")
 HISTOGRAMS: Final = ("ttft", "icl", "e2e")
 _RATES: Final = ("offered", "achieved", "succeeded", "input_tokens", "output_tokens", "chunks", "goodput")
 _WAITS: Final = frozenset({"queue_wait", "send_lag", "limiter_wait"})
-"""These are of every request that was sent: they are the client's, whatever the server answered."""
+"""These are of every request that was sent and has ended: they are the client's, whatever the server answered. Of one
+that is still in flight nobody has said when it left."""
 
 
 class Window(NamedTuple):
@@ -132,7 +133,7 @@ class LevelStatistics:
     def _measure(self, sample: RequestSample) -> None:
         succeeded = sample.ending == "succeeded"
         for name, value in values(sample):
-            if succeeded or (name in _WAITS and sample.sent is not None):
+            if succeeded or (name in _WAITS and sample.end is not None):
                 self.metrics[name].add(value)
         if succeeded:
             self.metrics["icl"].add_sketch(sample.gaps)

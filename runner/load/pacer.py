@@ -113,7 +113,7 @@ class Pacer:
         with contextlib.suppress(BlockingIOError):
             os.read(timer.fd, 8)
         waiters = self._waiters
-        while waiters and (waiters[0].rung.done() or waiters[0].moment_s <= time.monotonic()):
+        while waiters and waiters[0].moment_s <= time.monotonic():
             rung = heapq.heappop(waiters).rung
             if not rung.done():  # by its own cancellation
                 rung.set_result(None)

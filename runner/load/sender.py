@@ -101,8 +101,8 @@ class Means(Protocol):
     async def stopped(self) -> None:
         """Returns when nothing more may be sent."""
 
-    async def send(self, request: Request, level: dict[str, Any], zero_s: float) -> Answer:
-        """Sends one request and reads its answer."""
+    async def send(self, request: Request, level: dict[str, Any], zero_s: float) -> Answer | None:
+        """Sends one request and reads its answer; None: nothing more was sent when its moment came."""
 
 
 _FAILURES: Final = frozenset({"failed", "dropped"})
@@ -261,6 +261,8 @@ class Sender:
                 for number, when in self._spec.schedule(self._workload.trace, *self._part):
                     begun = self._begin(number)  # made before it is due
                     await self._means.pacer.until(self._zero_s + when - self._means.lead_s)
+                    if self.in_flight >= room:  # what is ready but not due takes no room
+                        await self._means.pacer.until(self._zero_s + when)
                     if self.in_flight >= room:
                         self.statistics.add(RequestSample(scheduled=when))
                     else:
@@ -285,11 +287,13 @@ class Sender:
     async def _session(self, begun: _Begun, scheduled: float | None) -> Ending | None:
         """A request, or the turns of a conversation; its first one is counted as in flight already.
 
-        What became of the last one; None: the level ends while its user thinks.
+        What became of the last one; None: the level ends before its moment, or while its user thinks.
         """
         turn, talk = begun
         while True:
             answer = await self._one(Request(turn.job, scheduled, wants_text=talk is not None))
+            if answer is None:
+                return None
             following = None if talk is None else talk.next(answer.text)
             if following is None:
                 return answer.sample.ending
@@ -300,16 +304,18 @@ class Sender:
                 return None
             self.in_flight += 1
 
-    async def _one(self, request: Request) -> Answer:
+    async def _one(self, request: Request) -> Answer | None:
         began = self._last_s = max(self.now_s, request.scheduled or 0.0)
         try:
             answer = await self._means.send(request, self._about, self._zero_s)
         except anyio.get_cancelled_exc_class():
-            self.statistics.add(RequestSample(request.scheduled, began, began))
+            if began <= self.now_s:  # else it was never due
+                self.statistics.add(RequestSample(request.scheduled, began, began))
             raise
         finally:
             self.in_flight -= 1
-        self.statistics.add(answer.sample)
+        if answer is not None:
+            self.statistics.add(answer.sample)
         if self._means.is_stopped:
             # At once: a lane whose every request is turned away would leave no other task a turn to notice.
             self.stop()

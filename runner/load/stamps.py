@@ -50,15 +50,17 @@ def sample_of(
     """What a request left. `zero_s` is the level's start; `ok` what its record says of it."""
     fault = outcome.fault.kind.value if isinstance(outcome, Failed) else None
     earliest = -math.inf if scheduled is None else scheduled  # requests are made ready before their moment
+    admitted = None if history.admitted_s is None else max(earliest, history.admitted_s - zero_s)
     sample = RequestSample(
         scheduled=scheduled,
-        admitted=None if history.admitted_s is None else max(earliest, history.admitted_s - zero_s),
+        admitted=admitted,
         ok=ok,
         # A finish that the user counts as a failure is one, though the server did what it was asked.
         fault=fault if fault is not None or ok else FaultKind.UNWANTED_FINISH.value,
         attempts=max(1, history.attempts),
         throttled_attempts=sum(each.reason in THROTTLED for each in history.retries) + (fault in THROTTLED),
-        limiter_wait_s=history.limiter_wait_s,
+        # What was waited before its moment it would have waited anyway.
+        limiter_wait_s=min(history.limiter_wait_s, math.inf if admitted is None else admitted - earliest),
         output_tokens_by_tokenizer=by_tokenizer,
     )
     return sample if attempted is None else _with_stamps(sample, attempted, outcome, zero_s, earliest)

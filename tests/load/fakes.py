@@ -21,7 +21,10 @@ class Waits:
 
 
 class Server:
-    """Answers after `takes(number)` seconds; notes who was sent when."""
+    """Answers after `takes(number)` seconds; notes who was sent when.
+
+    With `lead_s` it does as an engine: a request goes out at its moment, or never where that comes after a stop.
+    """
 
     def __init__(
         self, takes: Callable[[int], float] = lambda number: 1.0, *, fails=frozenset(), fault="server_error"
@@ -55,6 +58,10 @@ class Server:
         self._asked.set()
 
     async def send(self, request, level, zero_s):
+        if self.lead_s and request.scheduled is not None:
+            await anyio.sleep_until(zero_s + request.scheduled)
+            if self.is_stopped:
+                return None
         number = len(self.sent)
         sent = self.clock() - zero_s
         self.sent.append((round(sent, 3), request.job.id))

@@ -280,6 +280,15 @@ def test_few_sends_and_few_wake_ups_decide_the_verdict_and_are_called_no_percent
     ]
 
 
+def test_of_what_is_still_in_flight_no_wait_is_known():
+    level = LevelStatistics()
+    level.add(RequestSample(1.0, 1.0, 1.0))
+    level.add(RequestSample(1.0, 1.0, 1.25, end=2.0, fault="server_error"))
+    metrics = level.report(20)["metrics"]
+    assert [metrics[name]["n"] for name in ("queue_wait", "send_lag", "limiter_wait")] == [1, 1, 1]
+    assert metrics["send_lag"]["min"] == 0.25
+
+
 def test_what_is_still_in_flight_shows_in_the_timeline_to_the_end():
     level = filled(at(1.0, end=None, ok=False, first_content=None, last_content=None))
     report = level.report(4)

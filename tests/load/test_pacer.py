@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -84,6 +86,59 @@ def test_a_wait_that_is_cancelled_leaves_the_next_one_whole():
         pacer.close()
 
     run(waits())
+
+
+def rung(monkeypatch, moments, cancelled=()):
+    """In which order those return who ask, in the order given, for moments so many milliseconds from now."""
+    clock = SimpleNamespace(monotonic=lambda: 0.0)  # no moment passes until all have asked
+    monkeypatch.setattr("runner.load.pacer.time", clock)
+
+    async def ask():
+        pacer, zero, order = Pacer(), time.monotonic(), []
+
+        async def wait(number, moment_ms):
+            await pacer.until(zero + moment_ms / 1000)
+            assert time.monotonic() >= zero + moment_ms / 1000
+            order.append(number)
+
+        tasks = [asyncio.create_task(wait(number, moment)) for number, moment in enumerate(moments)]
+        await asyncio.sleep(0)
+        for number in cancelled:
+            tasks[number].cancel()
+        clock.monotonic = time.monotonic
+        await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 30)
+        pacer.close()
+        return order
+
+    return run(ask())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_those_who_wait_return_in_the_order_of_their_moments_whatever_that_of_their_asking(monkeypatch, seed):
+    print(f"seed {seed}")
+    moments = random.Random(seed).choices(range(8), k=40)
+    assert rung(monkeypatch, moments) == sorted(range(40), key=lambda number: moments[number])
+
+
+@pytest.mark.parametrize("cancelled", [(0,), (2,), (0, 1, 2), (1, 4), (0, 1, 2, 3, 4)])
+def test_one_that_is_cancelled_does_not_hold_up_the_others(monkeypatch, cancelled):
+    moments = (1, 2, 3, 3, 6)
+    assert rung(monkeypatch, moments, cancelled) == [number for number in range(5) if number not in cancelled]
+
+
+def test_one_that_is_cancelled_between_its_ring_and_its_turn_does_not_hold_up_the_others():
+    async def waits():
+        pacer, zero = Pacer(), time.monotonic()
+        first = asyncio.create_task(pacer.until(zero + 0.001))
+        second = asyncio.create_task(pacer.until(zero + 0.001))
+        third = asyncio.create_task(pacer.until(zero + 0.003))
+        await asyncio.sleep(0)
+        first.add_done_callback(lambda _: second.cancel())
+        await asyncio.wait_for(asyncio.gather(first, second, third, return_exceptions=True), 30)
+        pacer.close()
+        return first.exception() is None, third.exception() is None
+
+    assert run(waits()) == (True, True)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="no timerfd")

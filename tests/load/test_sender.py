@@ -87,6 +87,62 @@ def test_what_is_due_while_too_many_are_in_flight_is_dropped_and_counted_and_not
     assert counts(sender) == {"offered": 20, "succeeded": 4, "dropped": 16}
 
 
+def early(takes, lead_s=0.25):
+    """A server that wants its requests so long before their moment."""
+    server = Server(takes)
+    server.lead_s = lead_s
+    return server
+
+
+def test_what_is_ready_before_its_moment_takes_no_room_of_what_is_in_flight():
+    server = early(lambda number: 0.15)
+    sender = sent(server, level("open", 10.0, duration_s=2.0, max_in_flight=2))
+    assert [when for when, _ in server.sent] == pytest.approx([k / 10 for k in range(20)], abs=2e-3)
+    assert counts(sender) == {"offered": 20, "succeeded": 20}
+    assert server.most == 2
+
+
+def test_requests_that_are_made_early_are_dropped_by_what_is_in_flight_at_their_moment():
+    server = early(lambda number: 60.0)
+    sender = sent(server, level("open", 10.0, duration_s=2.0, max_in_flight=4))
+    assert len(server.sent) == 4
+    assert counts(sender) == {"offered": 20, "succeeded": 4, "dropped": 16}
+
+
+@pytest.mark.parametrize("what", ["stop", "cut"])
+def test_a_request_whose_moment_comes_after_the_end_was_never_offered(what):
+    server = early(lambda number: 100.0, lead_s=0.4)
+
+    async def during(sender):
+        await anyio.sleep(1.25)  # the one of 1.5 s is ready
+        server.stop()
+        getattr(sender, what)()
+
+    sender = sent(server, level("open", 2.0, duration_s=60.0), during=during)
+    assert [when for when, _ in server.sent] == pytest.approx([0.0, 0.5, 1.0], abs=2e-3)
+    assert counts(sender) == {"offered": 3, "succeeded" if what == "stop" else "in_flight": 3}
+    assert not sender.complete
+
+
+def test_the_next_turn_of_an_open_loop_is_made_early_and_sent_when_the_user_has_thought():
+    server = early(lambda number: 1.0)
+    sent(server, level("open", 1.0, requests=1), talks(2, think=2.0))
+    assert [when for when, _ in server.sent] == pytest.approx([0.0, 3.0], abs=2e-3)
+    assert server.scheduled == pytest.approx([0.0, 3.0], abs=2e-3)
+
+
+def test_no_turn_follows_where_the_test_ends_while_it_waits_for_its_moment():
+    server = early(lambda number: 1.0, lead_s=0.4)
+
+    async def during(sender):
+        await anyio.sleep(2.8)  # due at 3.0
+        server.stop()
+
+    sender = sent(server, level("open", 1.0, requests=1), talks(3, think=2.0), during=during)
+    assert [name for _, name in server.sent] == ["d#0.0"]
+    assert counts(sender) == {"offered": 1, "succeeded": 1}
+
+
 def test_the_latency_from_schedule_of_an_open_loop_holds_what_a_stalled_server_kept_waiting():
     stall = Server(lambda number: 3.0 if number == 0 else 0.1)
     sender = sent(stall, level("open", 10.0, requests=10))

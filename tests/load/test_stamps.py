@@ -47,6 +47,14 @@ def test_every_stamp_is_seconds_since_the_level_began():
     assert (found.chunks, found.coalesced, found.limiter_wait_s, found.ending) == (4, 1, 0.25, "succeeded")
 
 
+def test_a_request_that_is_ready_before_its_moment_has_no_stamp_and_no_wait_before_it():
+    ready = sample(scheduled=0.95)
+    assert (ready.admitted, ready.limiter_wait_s) == (0.95, 0.0)
+    held_up = sample(scheduled=0.8)
+    assert held_up.admitted == pytest.approx(0.9)
+    assert held_up.limiter_wait_s == pytest.approx(0.1)
+
+
 def test_a_usage_of_no_tokens_for_an_answer_that_has_chunks_is_no_usage():
     nothing = Completed({"choices": [{"message": {"content": "four words or so"}}]}, "stop", Usage(0, 0))
     assert sample(nothing).output_tokens is None
