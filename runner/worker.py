@@ -21,7 +21,7 @@ from runner import ratelimits, records, tokens
 from runner.admission import Admission
 from runner.attempt import Attempted, Continuation, run_attempt
 from runner.background import is_background
-from runner.client import Client, Poster
+from runner.client import Client
 from runner.costs import cost_of
 from runner.deadlines import Deadlines
 from runner.delta_lines import DeltaLines
@@ -86,8 +86,8 @@ class Bench:
     echo: Echo | None = None
     account: Account | None = None
     """A load test's own look at every job that has ended; it may add to the record."""
-    punctual: Callable[[Poster, Job], Poster] | None = None
-    """A load test's: what sends a job's request at its moment; all that comes before sending is done by then."""
+    moment: Callable[[Job], Awaitable[None]] | None = None
+    """A load test's: returns when a job's request is to be sent; it has been made by then."""
     resumed: EarlierDeltas | bool | None = False
     """The deltas of an earlier run, or whether there are some: a job's first attempt then voids what it left."""
     deadlines: Deadlines = field(init=False)
@@ -249,13 +249,13 @@ class JobRun:
 
     async def _send(self, ticket: Ticket) -> Attempted:
         bench, history = self._bench, self._history
-        client = bench.clients[ticket.endpoint.name].serving(ticket.endpoint.name_of(history.model) or history.model)
-        if bench.punctual is not None:
-            client = bench.punctual(client, self._job)
+        content = self._content(ticket.endpoint)
+        if bench.moment is not None:
+            await bench.moment(self._job)
         attempted = await run_attempt(
-            client,
+            bench.clients[ticket.endpoint.name].serving(ticket.endpoint.name_of(history.model) or history.model),
             self._job,
-            self._content(ticket.endpoint),
+            content,
             choices=choices_of(self._job),
             deadlines=bench.deadlines,
             sink=self,

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -21,11 +20,9 @@ import anyio
 from runner import resources, tokens
 from runner.admission import Admission
 from runner.attempt import Attempted
-from runner.client import Poster
-from runner.deadlines import suspended
 from runner.drain import Drain
 from runner.files import OsFiles
-from runner.jobs import Api, Job
+from runner.jobs import Job
 from runner.limits import MAX_CONCURRENCY
 from runner.load.budget import Budget
 from runner.load.free import FreeAdmission
@@ -41,7 +38,6 @@ from runner.reservation import Reservation
 from runner.settings import Settings
 from runner.target import Target
 from runner.tickets import AdmissionClosed
-from runner.transport import ResponseBody
 from runner.wiring import admission_of, clients_of
 from runner.worker import Bench, StopRun, run_job
 
@@ -76,26 +72,13 @@ class _Open:
     level: dict[str, Any]
     """What its record says of where it belongs."""
     zero_s: float
-    posted_ns: int = 0
-    """When it was, where it had waited for its moment."""
+    begun_s: float | None = None
+    """When its last attempt did, since the level's start."""
     answer: Answer | None = None
 
 
 class _NeverDue(AdmissionClosed):
     """Raised to a request that was made ready when the test was stopped before its moment."""
-
-
-class _Punctual(NamedTuple):
-    """Posts one request at its moment."""
-
-    client: Poster
-    moment: Callable[[], Awaitable[None]]
-    """Waits for it."""
-
-    async def post(self, api: Api, content: bytes, *, stream: bool) -> ResponseBody:
-        """See `Poster`. What comes after the moment, a repeated attempt say, goes at once."""
-        await self.moment()
-        return await self.client.post(api, content, stream=stream)
 
 
 class Engine:
@@ -125,7 +108,7 @@ class Engine:
             rng=random.Random(settings.seed),
             sleep=self.drain.sleep,
             account=self._account,
-            punctual=self._punctual,
+            moment=self._moment,
         )
 
     @asynccontextmanager
@@ -202,40 +185,31 @@ class Engine:
             now = time.monotonic() - zero_s
             if now < began:  # stopped before its moment, too
                 return None
-            sent = max(began, on_its_way.posted_ns / 1e9 - zero_s)
+            sent = began if on_its_way.begun_s is None else on_its_way.begun_s
             return Answer(RequestSample(request.scheduled, sent, sent, end=now, fault=kind or "internal"))
         return on_its_way.answer
 
-    def _punctual(self, client: Poster, job: Job) -> Poster:
-        found = self._open[job.id]
-        scheduled = found.request.scheduled
-        return client if scheduled is None else _Punctual(client, partial(self._due, found, found.zero_s + scheduled))
-
-    async def _due(self, request: _Open, moment_s: float) -> None:
-        """Waits for a request's moment.
+    async def _moment(self, job: Job) -> None:
+        """Waits for a request's moment; a repeated attempt's has passed.
 
         Raises:
             _NeverDue: the test was stopped meanwhile.
         """
-        if self.clock() >= moment_s:
-            return
-        self.early += 1
-        try:
-            with suspended():  # deadlines count from the moment
-                await self.pacer.until(moment_s)
-        finally:
-            self.early -= 1
-        if self.drain.asked:
-            raise _NeverDue
-        request.posted_ns = time.monotonic_ns()
+        found = self._open[job.id]
+        due_s = found.zero_s + (found.request.scheduled or 0.0)
+        if self.clock() < due_s:
+            self.early += 1
+            try:
+                await self.pacer.until(due_s)
+            finally:
+                self.early -= 1
+            if self.drain.asked:
+                raise _NeverDue
+        found.begun_s = self.clock() - found.zero_s
 
     def _account(self, record: dict[str, Any], history: History, attempted: Attempted | None, outcome: Outcome) -> None:
         """Every request that has its record."""
         found = self._open[record["id"]]
-        if attempted is not None and attempted.sent_ns < found.posted_ns:
-            # What has no answer's head has the stamp of its making.
-            attempted.sent_ns = found.posted_ns
-            record["runner"]["duration_s"] = round((attempted.ended_ns - attempted.sent_ns) / 1e9, 6)
         sample = sample_of(
             history,
             attempted,

@@ -63,14 +63,12 @@ def sample_of(
         limiter_wait_s=min(history.limiter_wait_s, math.inf if admitted is None else admitted - earliest),
         output_tokens_by_tokenizer=by_tokenizer,
     )
-    return sample if attempted is None else _with_stamps(sample, attempted, outcome, zero_s, earliest)
+    return sample if attempted is None else _with_stamps(sample, attempted, outcome, zero_s)
 
 
-def _with_stamps(
-    sample: RequestSample, attempted: Attempted, outcome: Outcome, zero_s: float, earliest: float
-) -> RequestSample:
+def _with_stamps(sample: RequestSample, attempted: Attempted, outcome: Outcome, zero_s: float) -> RequestSample:
     def at(ns: int) -> float | None:
-        return max(earliest, ns / 1e9 - zero_s) if ns else None
+        return ns / 1e9 - zero_s if ns else None
 
     usage = outcome.usage
     return replace(

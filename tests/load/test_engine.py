@@ -10,15 +10,13 @@ import anyio
 import orjson
 import pytest
 
-from runner.deadlines import Deadlines, Watch
 from runner.load.crew import Alone
-from runner.load.engine import Engine, Request, _Open
+from runner.load.engine import Engine, Request
 from runner.load.pacer import Pacer
 from runner.load.sender import Workload
 from runner.load.spec import LevelSpec
 from runner.redact import Redactor
 from runner.settings import Settings
-from runner.testing.virtual_time import run_virtual
 from runner.wiring import targets_of
 from tests.load.fakes import supply
 from tests.raw_server import listening
@@ -50,13 +48,6 @@ class Gate(Pacer):
 
     def close(self):
         """Has nothing to give back."""
-
-
-class Sleeps(Gate):
-    """A pacer of the virtual loop."""
-
-    async def until(self, moment_s):
-        await anyio.sleep(60.0)
 
 
 class Noting:
@@ -253,17 +244,3 @@ async def test_what_was_waited_for_limits_before_the_moment_is_no_wait(tmp_path)
     assert sorted(record["limiter_wait_s"] for record in records) == pytest.approx(
         sorted(found.sample.limiter_wait_s for found in answers), abs=1e-6
     )
-
-
-def test_deadlines_count_from_the_moment(tmp_path):
-    async def wait():
-        made = Settings(base_url="http://127.0.0.1:9/v1", model="m")
-        async with targets_of(made, None) as targets:
-            engine = Engine(made, targets, tmp_path, Redactor())
-        engine.pacer.close()
-        engine.pacer = Sleeps()
-        with Watch(Deadlines(total_s=1.0), streaming=False) as watch:
-            await engine._due(_Open(request(0, 1e6), LEVEL, 0.0), time.monotonic() + 1e6)
-        assert watch.fired is None
-
-    run_virtual(wait)
