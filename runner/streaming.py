@@ -9,8 +9,6 @@ time at which it came: to touch all that an answer consists of, for one token, c
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain, repeat
-from operator import methodcaller
 from typing import Final, Protocol
 
 from runner import faults, sse
@@ -29,8 +27,6 @@ _STEADY: Final = 0.6
 _EVENT_END: Final = b"\n\n"
 _FEW: Final = 8
 """Events of one block that are as soon decoded as looked through for what they have in common."""
-_ends_event = methodcaller("endswith", _EVENT_END)
-_events_in = methodcaller("count", _EVENT_END)
 _new = tuple.__new__  # a NamedTuple's own constructor is a Python function
 
 Block = tuple[bytes, int]
@@ -182,7 +178,8 @@ class Stream:
     def _take_slice(self, blocks: list[Block]) -> bool:
         """Takes what a slice completes; True when nothing more is wanted.
 
-        A run in which one event isn't like the others is halved until that event is alone.
+        Blocks of several events are taken apart. A run in which one event isn't like the others is halved until that
+        event is alone.
         """
         todo = [blocks]
         while todo:
@@ -191,37 +188,35 @@ class Stream:
             if texts is not None:
                 if self._hand_over(texts):
                     return True
+            elif (run is blocks or len(run) == 1) and len(events := self._events_of(run)) > len(run):
+                todo.append(events)
             elif len(run) > 1:
-                middle = len(run) // 2 if self._answer.repeated is not None else 1
+                middle = len(run) // 2
                 todo += run[middle:], run[:middle]
-            elif self._answer.may_repeat and self._has_many(run[0][0]):
-                todo.append(_events_of(*run[0]))
             elif self._decode(*run[0]):
                 return True
         return False
 
     def _alike(self, run: list[Block]) -> Texts | None:
-        """What a run of blocks says, if it consists of events that bring text alone; None: it doesn't."""
+        """What a run of blocks says, if each is an event that brings text alone; None: they aren't."""
         template = self._answer.repeated
-        if template is None or not self._decoder.is_idle:
+        if template is None or not self._decoder.is_idle or (self._is_live and len(run) > 1):
             return None
-        blocks = [block for block, _ in run]
-        found = template.texts_of(b"".join(blocks))
-        if found is None or (self._is_live and len(found[1]) > 1):
+        found = template.texts_of([block for block, _ in run])
+        if found is None:
             return None
-        written, texts = found
         sent_ns = self._result.sent_ns
         after_ns = [now_ns - sent_ns for _, now_ns in run]
-        if len(texts) > 1 and not all(map(_ends_event, blocks)):
-            return None  # an event came in two blocks: its time is that of the second
-        if len(texts) != len(run):
-            after_ns = list(chain.from_iterable(map(repeat, after_ns, map(_events_in, blocks))))
-        return _new(Texts, (after_ns, written, texts, template.before, template.behind))
+        return _new(Texts, (after_ns, *found, template.before, template.behind))
 
-    def _has_many(self, block: bytes) -> bool:
-        """Whether it is worth while to take its events one by one until they repeat each other."""
-        many = 1 if self._answer.repeated is not None else _FEW
-        return self._decoder.is_idle and _ends_event(block) and _events_in(block) > many
+    def _events_of(self, run: list[Block]) -> list[Block]:
+        """A block for each event of these blocks; none where that isn't worth while, or an event came in two blocks."""
+        if not self._answer.may_repeat or not self._decoder.is_idle:
+            return []
+        if not all(block.endswith(_EVENT_END) for block, _ in run):
+            return []
+        events = [(event + _EVENT_END, now_ns) for block, now_ns in run for event in block[:-2].split(_EVENT_END)]
+        return events if self._answer.repeated is not None or len(events) > _FEW * len(run) else []
 
     def _decode(self, block: bytes, now_ns: int) -> bool:
         """Takes any bytes."""
@@ -289,11 +284,6 @@ def _cut(blocks: list[Block], size: int) -> tuple[list[Block], list[Block]]:
             return [*blocks[:at], (block[:size], now_ns)], [(block[size:], now_ns), *blocks[at + 1 :]]
         size -= len(block)
     return blocks, []
-
-
-def _events_of(block: bytes, now_ns: int) -> list[Block]:
-    """A block that ends with an event, as a block for each."""
-    return [(event + _EVENT_END, now_ns) for event in block[: -len(_EVENT_END)].split(_EVENT_END)]
 
 
 def bound(place: Place, held: int) -> None:

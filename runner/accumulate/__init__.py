@@ -65,10 +65,10 @@ class Template(Protocol):
     behind: bytes
     """…and behind it."""
 
-    def texts_of(self, events: bytes) -> tuple[list[bytes], list[str]] | None:
+    def texts_of(self, events: Sequence[bytes]) -> tuple[list[bytes], list[str]] | None:
         """Of events as they stand in the stream, each with the blank line that ends it: the texts, as JSON and read.
 
-        None: at least one of them has to be decoded and fed.
+        None: at least one of them has to be decoded and fed, or isn't one event.
         """
 
 

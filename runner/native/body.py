@@ -41,6 +41,7 @@ class Body(ResponseBody):
         "_blocks",
         "_ended",
         "_error",
+        "_is_ripe",
         "_source",
         "_take",
         "_timer",
@@ -48,12 +49,14 @@ class Body(ResponseBody):
         "size",
     )
 
-    _poured: ClassVar[int] = 0  # bodies of this process that are being poured
+    _poured: ClassVar[int] = 0  # bodies of this process that are being poured…
+    _gather_s: ClassVar[float] = GATHER_S  # …and how long the blocks of each may gather
 
     def __init__(self, source: Source, sent_ns: int) -> None:
         super().__init__(sent_ns)
         self._source = source
         self._blocks: list[tuple[bytes, int]] = []
+        self._is_ripe = False  # what waits need wait no longer
         self._ended = False
         self._error: httpx2.TransportError | None = None
         self._take: Take | None = None
@@ -70,10 +73,13 @@ class Body(ResponseBody):
         self.headers = headers
         self.headers_ns = now_ns
 
-    def put(self, block: bytes, now_ns: int) -> None:
-        """A piece of the body is in."""
+    def put(self, block: bytes, now_ns: int) -> bool:
+        """A piece of the body is in; True where it waits with others, so that `wake` has nothing to do."""
         self._blocks.append((block, now_ns))
         self.size += len(block)
+        # Most streams end so, though the connection may have more to say.
+        self._is_ripe = self.size >= GATHER_BYTES or block.endswith(_DONE)
+        return self._timer is not None and self.gathers and not self._is_ripe
 
     def end(self, error: httpx2.TransportError | None = None) -> None:
         """The last piece is in, or nothing more will come."""
@@ -86,13 +92,7 @@ class Body(ResponseBody):
             return
         if self._take is None:
             self._waiter.set_result(False)
-        elif (
-            self.gathers
-            and 0 < self.size < GATHER_BYTES
-            and not self._ended
-            # Most streams end so, though the connection may have more to say.
-            and not self._blocks[-1][0].endswith(_DONE)
-        ):
+        elif self.gathers and self._blocks and not self._is_ripe and not self._ended:
             if self._timer is None:
                 self._timer = asyncio.get_running_loop().call_later(self.gather_s * next(_SHARES), self._due)
         else:
@@ -101,7 +101,7 @@ class Body(ResponseBody):
     @property
     def gather_s(self) -> float:
         """See `ResponseBody`."""
-        return min(max(GATHER_S, Body._poured / GATHERED_PER_S), MAX_GATHER_S)
+        return Body._gather_s
 
     def _due(self) -> None:
         self._timer = None
@@ -164,11 +164,17 @@ class Body(ResponseBody):
 
     async def pour(self, take: Take) -> bool:
         """See `ResponseBody`."""
-        Body._poured += 1
+        Body._count(1)
         try:
             return await self._pour(take)
         finally:
-            Body._poured -= 1
+            Body._count(-1)
+
+    @classmethod
+    def _count(cls, more: int) -> None:
+        """As many more are being poured."""
+        Body._poured += more
+        Body._gather_s = min(max(GATHER_S, Body._poured / GATHERED_PER_S), MAX_GATHER_S)
 
     async def _pour(self, take: Take) -> bool:
         while self._blocks or not self._ended:

@@ -189,19 +189,30 @@ class Connection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Parses what has arrived, and wakes the reader once."""
-        body = self._body
-        if body is None or self._parser is None:
+        body, parser, pieces = self._body, self._parser, self._pieces
+        if body is None or parser is None:
             self.abort()
             return
         self._now_ns = time.monotonic_ns()
-        self._unframed += nbytes
         try:
-            self._parser.feed_data(self._buffer[:nbytes])
+            parser.feed_data(self._buffer[:nbytes])
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            self._hand_on(body)
+            if pieces:
+                body.put(b"".join(pieces), self._now_ns)
             self._misunderstood(body, error)
             return
-        self._hand_on(body)
+        waits = False
+        if pieces:
+            self._unframed = 0
+            waits = body.put(b"".join(pieces), self._now_ns)
+            pieces.clear()
+        else:
+            self._unframed += nbytes
+        if not waits or self._complete:
+            self._look_up(body)
+
+    def _look_up(self, body: Body) -> None:
+        """Sees to what a read may have changed, which is nothing for most."""
         if self._complete:
             self._release(body)
         elif self._unframed > MAX_HEAD_BYTES:
@@ -211,13 +222,6 @@ class Connection(asyncio.BufferedProtocol):
             self._paused = True
             cast("asyncio.Transport", self._transport).pause_reading()
         body.wake()
-
-    def _hand_on(self, body: Body) -> None:
-        """Hands on the pieces of the body that one read brought."""
-        if self._pieces:
-            self._unframed = 0
-            body.put(b"".join(self._pieces), self._now_ns)
-            self._pieces.clear()
 
     def _misunderstood(self, body: Body, error: Exception) -> None:
         if self._complete:

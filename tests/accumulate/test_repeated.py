@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from typing import Any
 
 import orjson
@@ -84,7 +85,7 @@ def streams(draw):
 def take(answer, block, *, looks=True):
     """Takes an event as a stream is taken: what repeats is not fed."""
     template = answer.repeated if looks else None
-    if template is None or (found := template.texts_of(b"data: %b\n\n" % block)) is None:
+    if template is None or (found := template.texts_of([b"data: %b\n\n" % block])) is None:
         return answer.feed("", block)
     written, texts = found
     answer.take_text("".join(texts))
@@ -162,9 +163,31 @@ def test_a_run_of_events_says_what_each_says_for_itself_or_nothing(written):
     """Whatever a server writes where the texts should be: halves of strings, joints of ours, nothing at all."""
     template: Any = Repeated(b'{"choices":[{"delta":{"content":', b"}}]}", {"content": "x"}, "content")
     events = [b'data: {"choices":[{"delta":{"content":%b}}]}\n\n' % piece for piece in written]
-    alone = [template.texts_of(event) for event in events]
-    together = template.texts_of(b"".join(events))
+    alone = [template.texts_of([event]) for event in events]
+    together = template.texts_of(events)
     if None in alone:
         assert together is None
     else:
         assert together == ([piece for pieces, _ in alone for piece in pieces], [t for _, ts in alone for t in ts])
+
+
+@given(st.lists(TEXTS.filter(bool), min_size=1, max_size=5), st.data())
+def test_only_blocks_that_are_one_event_each_are_read_so(texts, data):
+    """However the same bytes are cut: a text has the time of the block in which its event ends."""
+    template: Any = Repeated(b'{"choices":[{"delta":{"content":', b"}}]}", {"content": "x"}, "content")
+    events = [b'data: {"choices":[{"delta":{"content":%b}}]}\n\n' % orjson.dumps(text) for text in texts]
+    whole = b"".join(events)
+    places = sorted(data.draw(st.sets(st.integers(1, len(whole) - 1), max_size=5)))
+    blocks = [whole[start:end] for start, end in zip([0, *places], [*places, len(whole)], strict=True)]
+    assert template.texts_of(events) == ([orjson.dumps(text) for text in texts], texts)
+    assert (template.texts_of(blocks) is None) == (blocks != events)
+
+
+def test_a_run_of_many_blocks_is_not_written_anew_at_the_length_of_a_long_template():
+    template: Any = Repeated(b'{"pad":"%b","choices":[{"delta":{"content":' % (b"x" * 50_000), b"}}]}", {"c": ""}, "c")
+    tracemalloc.start()
+    try:
+        assert template.texts_of([b"\n\n"] * 5_000) is None
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()

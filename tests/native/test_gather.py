@@ -227,6 +227,27 @@ def test_whatever_comes_and_however_it_is_cut_it_ends_as_if_nothing_waited(seed)
     assert found[0] == found[1]
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_a_block_of_several_events_says_what_they_say_one_by_one(seed):
+    """As a client that is late reads them; the same events, at the same times, in blocks and alone."""
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    odd = [b": ping\n\n", b"\n\n", b"data: x\r\n\r\n", sse({"choices": []}), sse(chat_chunk("", index=1)), FINISH]
+    sink = {"is_live": seed % 4 == 1}
+    job = {"stop_after": StopAfter(chunks=rng.randrange(1, 90), chars=None)} if seed % 4 == 2 else {}
+    together: list[Any] = []
+    for number in range(60):
+        events = [rng.choice(odd) if rng.random() < 0.03 else text for text in rng.sample(TEXTS, rng.choice([1, 1, 3]))]
+        together.append((1 + number * 0.02, events))
+    together.append((2.2, [FINISH, DONE]))
+    alone = [(at_s, event) for at_s, events in together for event in events]
+    found = []
+    for script in ([(at_s, b"".join(events)) for at_s, events in together], alone):
+        attempted, seen, _ = attempt([*script, (2.3, None)], sink=Seen(**sink), **job)
+        found.append((attempted.outcome, attempted.chunks, seen.deltas, [round(came, 6) for _, came in seen.at]))
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize(("per_s", "waits_s"), [(5_000, GATHER_S), (2, 0.5), (0.1, MAX_GATHER_S)])
 def test_the_more_streams_there_are_the_longer_they_gather_up_to_a_bound(monkeypatch, per_s, waits_s):
     """Here it is the number of times a second that is made small, in the place of many streams."""
