@@ -58,6 +58,7 @@ class Admission:
         self._waiting: set[Waiter] = set()
         self._tasks: TaskGroup | None = None
         self._ended = anyio.Event()
+        self._is_open = False  # from `run` to `close`
 
     @classmethod
     def of_one(
@@ -77,7 +78,7 @@ class Admission:
     async def run(self) -> None:
         """Admits until closed."""
         async with anyio.create_task_group() as tasks:
-            self._tasks = tasks
+            self._tasks, self._is_open = tasks, not self._ended.is_set()
             for lane in self._lanes():
                 tasks.start_soon(lane.run)
             await self._ended.wait()
@@ -106,9 +107,14 @@ class Admission:
             AllDisabled: none of those that serve it can be used any more.
             AdmissionClosed: the run drains.
         """
-        if self._ended.is_set():
+        if not self._is_open and self._ended.is_set():
             raise AdmissionClosed
         lanes, need = _fitting(self._serving(model, only), need)
+        if self._is_open and len(lanes) == 1 and again is None and not self._waiting:
+            # Nobody is there to be overtaken: where nothing has to be waited for either, no task is switched.
+            ticket = lanes[0].admit_now(need)
+            if ticket is not None:
+                return ticket
         waiter = self._queues.put(need, lanes, _preferred(lanes, key), _lane_of(lanes, avoid), again)
         self._waiting.add(waiter)
         try:
@@ -133,9 +139,10 @@ class Admission:
 
     def answered(self, ticket: Ticket, said: RateLimits) -> None:
         """An answer came with a good status and these headers."""
-        gate = ticket.endpoint.gate
+        lane = ticket.lane
+        gate = lane.endpoint.gate
         gate.concurrency.answered(gate.in_flight, self._clock())
-        ticket.lane.answered(ticket, said)
+        lane.answered(ticket, said)
         gate.wake()
 
     def throttled(self, ticket: Ticket, said: RateLimits, wait_s: float | None, *, ramp: bool = False) -> None:
@@ -147,11 +154,12 @@ class Admission:
 
     def received(self, ticket: Ticket, chunks: int = 1) -> None:
         """So many chunks (or one whole answer) arrived: what adaptive concurrency measures."""
-        gate = ticket.endpoint.gate
+        lane = ticket.lane
+        gate = lane.endpoint.gate
         if gate.concurrency.received(chunks, gate.in_flight, self._clock()):
             gate.wake()
         if not ticket.accepted:
-            ticket.lane.accepted(ticket)
+            lane.accepted(ticket)
 
     def concluded(self, ticket: Ticket, fault: Fault | None) -> None:
         """How the attempt ended: what decides whether its endpoint works, where there are others.
@@ -194,14 +202,17 @@ class Admission:
 
     def release(self, ticket: Ticket) -> None:
         """Frees the slot; the second time it does nothing."""
-        ticket.lane.release(ticket)
-        if not ticket.endpoint.breaker.closed:
-            ticket.endpoint.breaker.ended(ticket)
-            self._queues.stir_all(ticket.lane)
+        lane = ticket.lane
+        lane.release(ticket)
+        breaker = lane.endpoint.breaker
+        if not breaker.closed:
+            breaker.ended(ticket)
+            self._queues.stir_all(lane)
 
     def close(self) -> None:
         """Nobody is admitted any more; those who wait get AdmissionClosed, and `run` returns."""
         self._ended.set()
+        self._is_open = False
         for waiter in self._waiting:
             if not waiter.turn.done():
                 waiter.turn.set_exception(AdmissionClosed())

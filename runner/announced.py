@@ -8,6 +8,7 @@ httpx2.Headers takes as long as to parse the chunk that follows.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from runner.faults import Fault, FaultKind
@@ -16,6 +17,7 @@ from runner.redact import shortened
 JSON: Final = "application/json"
 EVENT_STREAM: Final = "text/event-stream"
 _COUNTING: Final = frozenset({b"content-type", b"content-encoding", b"x-request-id"})
+_LENGTHS: Final = frozenset(map(len, _COUNTING))
 
 
 class Announced(NamedTuple):
@@ -40,14 +42,17 @@ def announced(headers: Iterable[tuple[bytes, bytes]]) -> Announced:
     """Reads raw headers. One that is repeated is joined with commas (RFC 9110 §5.3), and then is none that we know."""
     found: dict[bytes, bytes] = {}
     for name, value in headers:
-        key = name.lower()
-        if key in _COUNTING:
+        if len(name) in _LENGTHS and (key := name.lower()) in _COUNTING:
             found[key] = found[key] + b", " + value if key in found else value
-    media_type = found.get(b"content-type", b"").partition(b";")[0].strip().lower()
-    encoding = found.get(b"content-encoding", b"identity").strip().lower()
+    encoding = found.get(b"content-encoding")
     request_id = found.get(b"x-request-id")
     return Announced(
-        media_type.decode("latin-1"),
-        encoding.decode("latin-1"),
+        _media_type(found.get(b"content-type", b"")),
+        "identity" if encoding is None else encoding.strip().lower().decode("latin-1"),
         None if request_id is None else request_id.decode("utf-8", "replace"),
     )
+
+
+@lru_cache(maxsize=16)
+def _media_type(content_type: bytes) -> str:
+    return content_type.partition(b";")[0].strip().lower().decode("latin-1")

@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 from runner import accumulate
 from runner.accumulate import Accumulator, MalformedChunk, StreamError
@@ -37,8 +36,7 @@ from runner.transport import ResponseBody
 Opening = Callable[[], Awaitable[ResponseBody]]
 
 
-@dataclass(frozen=True, slots=True)
-class Continuation:
+class Continuation(NamedTuple):
     """A response that is there already: what is sent in the place of a POST, and what has come of it so far."""
 
     open: Opening
@@ -50,6 +48,8 @@ class Continuation:
     chars: int = 0
     """Of visible text."""
 
+
+_NOT_ENDED: Final = Failed(Fault(FaultKind.INTERNAL, "the attempt has not ended"))
 
 # Of this process, whatever runs in it.
 _ANSWERS = Room(MIN_ROOM_BYTES)
@@ -109,8 +109,7 @@ class _Reader:
         self._stream: Stream | None = None
         self._chars = begun.chars
         self._ended_ns: int | None = None
-        not_ended = Failed(Fault(FaultKind.INTERNAL, "the attempt has not ended"))
-        self._result = Attempted(not_ended, chunks=begun.chunks, sent_ns=time.monotonic_ns(), answer=begun.answer)
+        self._result = Attempted(_NOT_ENDED, chunks=begun.chunks, sent_ns=time.monotonic_ns(), answer=begun.answer)
 
     def close(self) -> None:
         """Hands on what has come, and forgets what was being read."""

@@ -86,6 +86,7 @@ class Bucket:
         self.per_minute = max(per_minute, LEAST_PER_MINUTE)
         self.burst = max(1.0, _grains(self.per_minute * BURST_S / 60))
         self.rate_per_s = self.per_minute / 60 * SAFETY
+        self._second = max(1.0, self.per_minute / 60)  # what is paid before it goes; the rest is owed
         self._limiter = AsyncLimiter(self.burst, self.burst / self.rate_per_s)
 
     def resize(self, per_minute: float) -> None:
@@ -112,7 +113,7 @@ class Bucket:
     async def acquire(self, amount: float) -> None:
         """Waits until `amount` is paid, and the server has so much left. Cancelled, it gives back what was paid."""
         self._largest = max(self._largest, amount)
-        at_once = min(amount, max(1.0, self.per_minute / 60))
+        at_once = min(amount, self._second)
         paid = 0.0
         if amount > 0:
             await self._pay_off()
@@ -144,7 +145,7 @@ class Bucket:
 
     def has(self, amount: float) -> bool:
         """Whether `acquire` would have nothing to wait for, and no debt to see to: then `pay` does the same."""
-        if self._owed > 0 or self._balance < 0 or amount > max(1.0, self.per_minute / 60):
+        if self._owed > 0 or self._balance < 0 or amount > self._second:
             return False
         due = _grains(amount)
         credit = min(self._balance, due)
@@ -152,7 +153,7 @@ class Bucket:
             due - credit <= self.burst
             and self._limiter.has_capacity(due - credit)
             and not self._is_full(amount, amount, self._clock() if credit > 0 else self._credited_s)
-            and not any(count.lacks(amount) for count in self._server.values())
+            and not (self._server and any(count.lacks(amount) for count in self._server.values()))
         )
 
     def pay(self, amount: float) -> None:
@@ -285,6 +286,7 @@ class Sliding:
         self._clock = clock
         self._window_s = window_s
         self._bins: OrderedDict[int, float] = OrderedDict()  # by number, the oldest first
+        self._latest = -math.inf  # number of the bin in which it was looked through last
         self._sum = 0.0
 
     def add(self, amount: float) -> None:
@@ -315,12 +317,16 @@ class Sliding:
     def _forget(self) -> int:
         """Drops what has left the window; the number of the bin of now."""
         now_s, bins = self._clock(), self._bins
+        number = math.floor(now_s / _BIN_S)
+        if number == self._latest:  # what was let in since then is younger
+            return number
+        self._latest = number
         oldest = math.floor((now_s - self._window_s) / _BIN_S)  # part of this one may be younger than the window
         if bins and next(iter(bins)) < oldest:
             while bins and next(iter(bins)) < oldest:
                 bins.popitem(last=False)
             self._sum = sum(bins.values())  # so that no rounding error outlives its bin
-        return math.floor(now_s / _BIN_S)
+        return number
 
     @property
     def total(self) -> float:

@@ -60,6 +60,20 @@ _ANY_HEADER: Final = 32
 """zlib: whether it is gzip or deflate is seen from its first bytes."""
 
 
+class _Kind(NamedTuple):
+    """Requests that differ in their content alone."""
+
+    options: FinalRequestOptions
+    """What the SDK builds them from."""
+    key: tuple[Any, ...] | None
+    """What tells them from others; None: there is no second such request."""
+
+    @classmethod
+    def of(cls, options: Any) -> _Kind:
+        """Those that are built from these options. A GET is of one response."""
+        return cls(options, None if options.method == "get" else (options.url, *options.headers.items()))
+
+
 class _Prepared(AsyncOpenAI):
     """An AsyncOpenAI that builds the request of an endpoint once, and not once a request.
 
@@ -89,16 +103,16 @@ class _Prepared(AsyncOpenAI):
             openai.APIStatusError: the status isn't 2xx; its (bounded) body has been read.
             openai.APIConnectionError: no answer came.
         """
-        return response_of(*await self.dispatch(options, options.content))
+        return response_of(*await self.dispatch(_Kind.of(options), options.content))
 
-    async def dispatch(self, options: FinalRequestOptions, content: bytes) -> tuple[ResponseBody, httpx2.Request]:
+    async def dispatch(self, kind: _Kind, content: bytes) -> tuple[ResponseBody, httpx2.Request]:
         """The same with options that serve many requests: building them takes the SDK 30 to 100 µs.
 
         The request is the one that this one was made like.
         """
         if self._prepares:  # the credential that it gets is written into the options' headers
-            options = await self._prepare_options(options.model_copy())
-        template = self._template(options)
+            kind = _Kind.of(await self._prepare_options(kind.options.model_copy()))
+        template = self._template(kind)
         try:
             body = await self._wire.send(template, content)
         except httpx2.TimeoutException as error:
@@ -109,14 +123,14 @@ class _Prepared(AsyncOpenAI):
             return body, template.request
         raise self._make_status_error_from_response(await _refusal(body, template.request))
 
-    def _template(self, options: Any) -> Any:
-        if options.method == "get":
-            return self._build(options)  # of one response: there is no second such request
-        key = (options.url, self.api_key, *options.headers.items())
+    def _template(self, kind: _Kind) -> Any:
+        if kind.key is None:
+            return self._build(kind.options)
+        key = (self.api_key, kind.key)
         template = self._templates.get(key)
         if template is None:
             # A key that changes with every request must not gather templates.
-            self._templates = {**dict(list(self._templates.items())[-_TEMPLATES:]), key: self._build(options)}
+            self._templates = {**dict(list(self._templates.items())[-_TEMPLATES:]), key: self._build(kind.options)}
             template = self._templates[key]
         return template
 
@@ -189,7 +203,7 @@ class Client:
             "timeout": None,
             "http_client": http_client,
         }
-        self._options: dict[tuple[str, bool], FinalRequestOptions] = {}
+        self._kinds: dict[tuple[str, bool], _Kind] = {}
         self._openai: _Prepared = (
             PreparedOpenAI(base_url=base_url, **common)
             if api_version is None
@@ -205,10 +219,10 @@ class Client:
     async def post(self, api: Api, content: bytes, *, stream: bool, prefix: str = "") -> ResponseBody:
         """See `Poster`. `prefix` comes before the path."""
         key = (prefix + api.value, stream)
-        options = self._options.get(key)
-        if options is None:
-            options = self._options[key] = _options(*key)
-        body, _ = await self._openai.dispatch(options, content)
+        kind = self._kinds.get(key)
+        if kind is None:
+            kind = self._kinds[key] = _Kind.of(_options(*key))
+        body, _ = await self._openai.dispatch(kind, content)
         return body
 
     async def get(self, response_id: str, *, stream: bool, after: int | None = None) -> ResponseBody:
@@ -218,7 +232,7 @@ class Client:
             params["starting_after"] = after
         options = _options(f"{Api.RESPONSES.value}/{quote(response_id, safe='')}", stream)
         options.method, options.params = "get", params
-        body, _ = await self._openai.dispatch(options, b"")
+        body, _ = await self._openai.dispatch(_Kind.of(options), b"")
         return body
 
     async def aclose(self) -> None:

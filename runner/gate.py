@@ -7,6 +7,7 @@ the whole run stands in the gate round them (`outer`).
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ import anyio
 
 from runner.buckets import Bucket
 from runner.concurrency import Concurrency
+from runner.wakeup import Wakeup
 
 if TYPE_CHECKING:
     from runner.lanes import Lane
@@ -41,7 +43,7 @@ class Gate:
         """Seconds that heads of lanes waited, by what for; one for all gates of a run."""
         self._clock = clock
         self._turn = anyio.Lock(fast_acquire=True)
-        self._changed = anyio.Event()
+        self._changed = Wakeup()
         self._lanes: dict[Lane, None] = {}  # that wait for a slot, in order
         self._offered: set[Lane] = set()  # that one is free for
 
@@ -84,7 +86,9 @@ class Gate:
         """The lowest limit of tokens a minute for what passes here."""
         own = None if self.tokens is None else self.tokens.per_minute
         outer = None if self.outer is None else self.outer.token_limit()
-        return min((limit for limit in (own, outer) if limit is not None), default=None)
+        if own is None or outer is None:
+            return outer if own is None else own
+        return min(own, outer)
 
     def per_s(self, tokens: int) -> float | None:
         """Requests a second of so many tokens that its own limits let through; None where it has none."""
@@ -136,8 +140,8 @@ class Gate:
     async def _slot(self) -> None:
         start = self._clock()
         while self.in_flight >= self.concurrency.limit:
-            self._changed = anyio.Event()
-            await self._changed.wait()
+            self._changed.forget()
+            await self._changed.wait(math.inf)
         self.blocked["concurrency"] += self._clock() - start
 
     async def _pay(self, tokens: int, paid: list[Bucket]) -> float:
@@ -160,8 +164,9 @@ class Gate:
 
     def wake(self) -> None:
         """A slot is free, or there may be more of them."""
-        self._changed.set()
-        self._offer()
+        self._changed.ring()
+        if self._lanes:
+            self._offer()
 
     def correct(self, tokens: int, paid_s: float) -> None:
         """Gives tokens back that were paid at a time; negative takes what is missing."""
@@ -203,7 +208,8 @@ class Gate:
     def decline(self, lane: Lane) -> None:
         """The lane doesn't wait any more for the slot that it may have been offered."""
         self._offered.discard(lane)
-        self._offer()
+        if self._lanes:
+            self._offer()
         if self.outer is not None:
             self.outer.decline(lane)
 

@@ -7,7 +7,7 @@ No job fails by a limit that a single header named.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
 from runner.buckets import Bucket
@@ -81,12 +81,22 @@ class LaneLimits:
 
     def have(self, need: Need) -> bool:
         """Whether an attempt would have nothing to wait for."""
-        return all(bucket.has(BY_NAME[name].of(need)) for name, bucket in self.buckets.items())
+        return not self.buckets or all(bucket.has(BY_NAME[name].of(need)) for name, bucket in self.buckets.items())
 
     def pay(self, need: Need) -> None:
         """Pays for an attempt that they have room for."""
         for name, bucket in self.buckets.items():
             bucket.pay(BY_NAME[name].of(need))
+
+    async def acquire(
+        self, need: Need, paid: list[str], timed: Callable[[str, Awaitable[None]], Awaitable[None]]
+    ) -> None:
+        """Waits until all are paid, one after the other; `paid` says which have been, `timed` waits for each."""
+        for measure in MEASURES:
+            bucket = self.buckets.get(measure.name)
+            if bucket is not None:
+                await timed(measure.label, bucket.acquire(measure.of(need)))
+                paid.append(measure.name)
 
     def went(self) -> None:
         """What was paid last is sent now."""
@@ -124,8 +134,8 @@ class LaneLimits:
         """Such requests a second that the limits of a minute let through; None where there are none."""
         return min((bucket.per_s(BY_NAME[name].of(need)) for name, bucket in self._of_minutes()), default=None)
 
-    def _of_minutes(self) -> Iterator[tuple[str, Bucket]]:
-        return ((name, bucket) for name, bucket in self.buckets.items() if isinstance(bucket, Bucket))
+    def _of_minutes(self) -> list[tuple[str, Bucket]]:
+        return [(name, bucket) for name, bucket in self.buckets.items() if isinstance(bucket, Bucket)]
 
     # ── Learning ─────────────────────────────────────────────────────────────────────────────────────────────────
 

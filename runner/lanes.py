@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
 import anyio
@@ -32,7 +32,8 @@ from runner.habit import Habit
 from runner.lane_limits import LaneLimits
 from runner.pace import Pace
 from runner.ratelimits import UNKNOWN, RateLimits
-from runner.tickets import MEASURES, Need, NeverFits, Ticket
+from runner.tickets import Need, NeverFits, Ticket
+from runner.turn import Turn
 from runner.wakeup import Wakeup
 
 if TYPE_CHECKING:
@@ -51,13 +52,6 @@ RAMP_ABOVE_TPM: Final = 1_000_000
 """Input tokens a minute above which slow_down asks for a slow ramp (the API's guide to errors)."""
 EXCUSED: Final = 8
 """Refusals of one episode that may be an accident."""
-AT_ONCE: Final = 32
-"""Attempts admitted before others get a turn of the event loop…"""
-AT_ONCE_SHARE: Final = 1 / 16
-"""…and that share of those in flight: with thousands of streams a turn of theirs takes a third of a second, and 32 for
-each would open the last of 5,000 after 24 s."""
-CATCH_UP_S: Final = 0.05
-"""A pace makes up for what a late timer lost, up to this."""
 
 
 class Lane:
@@ -82,7 +76,7 @@ class Lane:
         self._under_way: set[int] = set()  # attempts in flight, by their number
         self._answered = self._refuses_late = False  # …late: in its 200 answers
         self._pace = Pace(clock)
-        self._paced_until = 0.0
+        self._turn = Turn()
         self._no_refunds_until_s = self._episode_s = -math.inf
         self._first_s = math.inf  # when the first attempt was admitted
         self.limited_s = 0.0
@@ -126,8 +120,9 @@ class Lane:
         need, real = ticket.need, Need(used.input_tokens, used.output_tokens)
         refunds = self._clock() >= self._no_refunds_until_s
         self.limits.correct(need, real, ticket.granted_s, refunds=refunds)
-        if need.tokens < real.tokens or refunds:
-            self._gate.correct(need.tokens - real.tokens, ticket.granted_s)
+        unused = need.tokens - real.tokens
+        if unused < 0 or refunds:
+            self._gate.correct(unused, ticket.granted_s)
 
     def release(self, ticket: Ticket) -> None:
         """Frees the slot; the second time it does nothing."""
@@ -137,7 +132,7 @@ class Lane:
         self._under_way.discard(ticket.nth)
         self._gate.leave()
         self.cooldown.ended(ticket, self._clock())
-        self.wake()
+        self._look_again()
 
     # ── What the server says ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -148,7 +143,7 @@ class Lane:
         ticket.answered = True
         if not self._refuses_late:
             self.accepted(ticket)
-        self.wake()
+        self._look_again()
 
     def accepted(self, ticket: Ticket) -> None:
         """The server has let it in: a good status says so, or the first content where it refuses later than that."""
@@ -156,12 +151,12 @@ class Lane:
             return
         ticket.accepted = True
         self._habit.took(ticket.attempt)
-        self._capacity.accepted(self.in_flight)
+        self._capacity.accepted(len(self._under_way))
         # What was sent before a refusal says nothing of the rate since.
         if self._excused or ticket.granted_s >= self._episode_s:
             self._pace.bore()
         self.cooldown.accepted(ticket)
-        self.wake()
+        self._look_again()
 
     def refused(
         self, ticket: Ticket, said: RateLimits, wait_s: float | None, *, overloaded: bool = False, ramp: bool = False
@@ -256,11 +251,26 @@ class Lane:
             self.abandon()
         return requests < 0 or tokens < 0
 
-    # ── The loop ─────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── Admitting ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def admit_now(self, need: Need) -> Ticket | None:
+        """Does for an attempt before which nobody waits what `run` would do next; None where it would have to wait."""
+        if self._turn.is_over(self._gate.in_flight) or not (self.ready_for(need) and self._affords(need)):
+            return None
+        self._pace.sent()
+        self._pay_now(need)
+        return self._grant(need, 0.0, self._waiting.pass_by(self), 0)
+
+    def _affords(self, need: Need) -> bool:
+        return self.limits.have(need) and self._gate.is_free_for(need.tokens)
+
+    def _pay_now(self, need: Need) -> None:
+        self.limits.pay(need)
+        self._gate.enter_now(need.tokens)
+        self._gate.decline(self)
 
     async def run(self) -> None:
         """Admits one after the other until it is cancelled."""
-        in_turn = 0
         while True:
             self._changed.forget()
             first, pause_s = self._waiting.first_for(self)
@@ -279,15 +289,14 @@ class Lane:
                 await self._changed.wait(math.inf)
                 continue
             await self._serve(first)
-            in_turn += 1
-            if in_turn >= max(AT_ONCE, AT_ONCE_SHARE * self._gate.in_flight):
-                in_turn = 0
+            if self._turn.is_over(self._gate.in_flight):
                 await anyio.lowlevel.checkpoint()
 
     async def _hindered(self, first: Waiter, what: str, pause_s: float) -> None:
         """Waits for what keeps it from taking the first in line, unless another lane can."""
         if what == "slot":
-            if self._gate.concurrency.begin_with(self._known_per_s(first.need)):
+            known_per_s = self.limits.per_s(first.need), self._gate.per_s(first.need.tokens)
+            if self._gate.concurrency.begin_with(min((each for each in known_per_s if each is not None), default=0.0)):
                 self._gate.wake()
                 return
             self._gate.when_open(self)
@@ -310,13 +319,10 @@ class Lane:
             self._waiting.reroute(waiter, self, refusal)
             return
         self._pace.sent()
-        self._paced_until = max(self._paced_until, self._clock() - CATCH_UP_S) + 1 / self._pace.per_s
-        if self.limits.have(waiter.need) and self._gate.is_free_for(waiter.need.tokens):  # as is usual
+        if self._affords(waiter.need):  # as is usual
             self._waiting.take(waiter, self)
-            self.limits.pay(waiter.need)
-            self._gate.enter_now(waiter.need.tokens)
-            self._gate.decline(self)
-            waiter.turn.set_result(self._grant(waiter))
+            self._pay_now(waiter.need)
+            waiter.turn.set_result(self._grant_to(waiter))
         else:
             await self._serve_in_turn(waiter)
 
@@ -330,7 +336,7 @@ class Lane:
             # Where it has to wait in order to pay, the slot that it was offered is for who can go first.
             waits = asyncio.get_running_loop().call_soon(self._gate.decline, self)
             try:
-                await self._pay(waiter.need, paid)
+                await self.limits.acquire(waiter.need, paid, self._timed)
                 self.limited_s += await self._gate.enter(waiter.need.tokens)
                 entered = True
             finally:
@@ -338,7 +344,7 @@ class Lane:
                 waits.cancel()
                 self._gate.decline(self)
         if entered and not scope.cancel_called and not waiter.turn.done():
-            waiter.turn.set_result(self._grant(waiter))
+            waiter.turn.set_result(self._grant_to(waiter))
             return
         if entered:
             self._gate.leave()
@@ -347,33 +353,30 @@ class Lane:
         if not waiter.turn.done():
             self._waiting.put_back(waiter)
 
-    async def _pay(self, need: Need, paid: list[str]) -> None:
-        """Pays the lane's own limits; says which."""
-        for measure in MEASURES:
-            bucket = self.limits.buckets.get(measure.name)
-            if bucket is not None:
-                self.limited_s += await self._gate.timed(measure.label, bucket.acquire(measure.of(need)))
-                paid.append(measure.name)
+    def _grant_to(self, waiter: Waiter) -> Ticket:
+        return self._grant(waiter.need, waiter.limited_s(self, self._clock()), waiter.nth, waiter.attempt)
 
-    def _grant(self, waiter: Waiter) -> Ticket:
-        need, now = waiter.need, self._clock()
-        # A wait that had begun before it came counts in part only.
-        waited = min(self.limited_s - waiter.limited_before_s[self], now - waiter.since_s)
+    def _grant(self, need: Need, waited_s: float, place: int, attempt: int) -> Ticket:
+        now, endpoint = self._clock(), self.endpoint
         self._first_s = min(self._first_s, now)
         self._admitted += 1
         self._under_way.add(self._admitted)
         self._admitted_tokens += need.tokens
         self._input.add(need.input_tokens)
         self.limits.went()
-        self.endpoint.admitted += 1
-        ticket = Ticket(need, self, waited, now, *(self._admitted, self._admitted_tokens, waiter.nth, waiter.attempt))
-        self.endpoint.breaker.sent(ticket)
-        self.cooldown.sent(ticket)
+        endpoint.admitted += 1
+        ticket = Ticket(need, self, waited_s, now, self._admitted, self._admitted_tokens, place, attempt)
+        endpoint.breaker.sent(ticket)
+        self._turn.count()
         if self.cooldown.probing:
+            self.cooldown.sent(ticket)
             if self._excused > EXCUSED:
                 self._pace.exceeded(0.0, since_s=self._episode_s)
             self._excused = 0
         return ticket
+
+    async def _timed(self, what: str, waiting: Awaitable[None]) -> None:
+        self.limited_s += await self._gate.timed(what, waiting)
 
     # ── What keeps it ────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -386,24 +389,19 @@ class Lane:
             return "server", math.inf
         if self.limits.concurrency is not None and self.in_flight >= self.limits.concurrency:
             return "concurrency", math.inf
-        if self.in_flight >= self._capacity.limit:
+        if len(self._under_way) >= self._capacity.limit:
             return "server", math.inf
-        if (wait_s := self._first_wait_s(now)) > 0:
+        if not self._answered and (wait_s := self._first_wait_s(now)) > 0:
             return "concurrency", wait_s
-        if self._pace.per_s < math.inf and now < self._paced_until:
-            return ("slow start" if self._pace.searching else "server"), self._paced_until - now
+        if (wait_s := self._pace.opens_in(now)) > 0:
+            return ("slow start" if self._pace.searching else "server"), wait_s
         what, wait_s = self.limits.used_up(need)
         if what is not None:
             return what, wait_s
         return (None, 0.0) if self._gate.open_to(self) else ("slot", math.inf)
 
-    def _known_per_s(self, need: Need) -> float:
-        """Such requests a second that the known limits let through; 0 where none is known."""
-        per_s = [self.limits.per_s(need), self._gate.per_s(need.tokens)]
-        return min((each for each in per_s if each is not None), default=0.0)
-
     def _first_wait_s(self, now_s: float) -> float:
-        if self._answered or self._knows_requests or self.in_flight < FIRST_STREAMS:
+        if self._knows_requests or self.in_flight < FIRST_STREAMS:
             return 0.0
         return self._first_s + FIRST_WAIT_S - now_s
 
@@ -411,17 +409,12 @@ class Lane:
         """Whether it could take such an attempt at once."""
         return self._serving is None and not self.endpoint.disabled and self._hindrance(need)[0] is None
 
-    @property
-    def away(self) -> bool:
-        """Whether who sticks to it should rather go elsewhere."""
-        return self.endpoint.state != "ok" or self._clock() < self.cooldown.until_s
-
-    @property
-    def load(self) -> float:
-        """The part of what it may use that is in use: slots, requests or tokens, whichever is most; 0 to 1."""
-        streams = 0.0 if self.limits.concurrency is None else self.in_flight / self.limits.concurrency
-        return max(self._gate.load, self.limits.load, streams)
-
     def wake(self) -> None:
         """Something changed that it may be waiting for."""
         self._changed.ring()
+
+    def _look_again(self) -> None:
+        """The same, where somebody waits whom it may take now."""
+        for queue in self.queues:
+            if queue.waiters:
+                self._changed.ring()

@@ -28,6 +28,8 @@ ETA_WINDOW_S: Final = 60.0
 """The ETA goes by the jobs of the last minute: answers may take longer than WINDOW_S each."""
 NOTABLE: Final = 0.2
 """What takes less than this part of the time doesn't limit a run."""
+_TOGETHER: Final = 64
+"""So many finished jobs are counted together, unless somebody looks before."""
 _BINS: Final = 40
 """Bins of a window: events are counted to a fortieth of it, which bounds a rate's memory."""
 
@@ -156,7 +158,8 @@ class RunMetrics:
         """Chunks with content that have arrived; counted up by who takes them."""
         self.retries = Tally()
         """Attempts that failed, by kind of fault, as they happen."""
-        self.totals = Totals()
+        self._totals = Totals()
+        self._uncounted: list[Finished] = []  # jobs that these don't hold yet
         self._bottleneck = Bottleneck(clock)
         self._chunk_rate = _Growth(clock)
         self._whole_rate = _Rate(clock)  # tokens of answers that came in one piece
@@ -180,7 +183,9 @@ class RunMetrics:
 
     def finished(self, job: Finished) -> None:
         """A job is finished."""
-        self.totals.add(job)
+        self._uncounted.append(job)
+        if len(self._uncounted) >= _TOGETHER:
+            self._count()
         self._job_rate.add(1)
         self._eta_rate.add(1)
         tokens = job.output_tokens or 0
@@ -190,7 +195,18 @@ class RunMetrics:
             self._streamed[0] += tokens
             self._streamed[1] += job.chunks
 
+    def _count(self) -> None:
+        jobs, self._uncounted = self._uncounted, []
+        self._totals.add(*jobs)
+
     # ── Read ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def totals(self) -> Totals:
+        """What the jobs of this run sum up to."""
+        if self._uncounted:
+            self._count()
+        return self._totals
 
     @property
     def succeeded(self) -> int:

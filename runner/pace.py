@@ -73,6 +73,8 @@ IN_USE: Final = 0.25
 """At this part of its rate it is in use: requests come in bursts, and slots open in steps."""
 FIRST: Final = 10
 """A refusal among so few answers shows no rate the first time: servers wake up, and keys become valid."""
+CATCH_UP_S: Final = 0.05
+"""It makes up for what a late timer lost, up to this."""
 FLOOR_PER_S: Final = 1 / 30
 """Two requests a minute: a probe always goes on."""
 
@@ -87,6 +89,7 @@ class Pace:
         self._gently = False
         self._sent_s = clock()
         self._in_use_s = 0.0  # from the last request on
+        self._next_s = 0.0  # when the next one is due
         self._back_s = BACK_S
         self._back = BACK
         self._bins: deque[list[float]] = deque()  # [start of the bin, requests accepted], since the last cut
@@ -105,12 +108,16 @@ class Pace:
 
     def sent(self) -> None:
         """A request is sent: what it leaves unused of the time since the last one is no time to grow in."""
-        now, sparse_s = self._clock(), 1 / (IN_USE * self.per_s)
-        unused_s = max(0.0, now - self._sent_s) - self._in_use_s
-        self._in_use_s = min(max(0.0, -unused_s) + sparse_s, max(1.0, sparse_s))
+        now, per_s = self._clock(), self.per_s
+        sparse_s = 1 / (IN_USE * per_s)
+        unused_s = now - self._sent_s - self._in_use_s
+        in_use_s = sparse_s if unused_s > 0 else sparse_s - unused_s
+        self._in_use_s = min(in_use_s, max(1.0, sparse_s))
         self._sent_s = now
         if unused_s > 0 and self._since_s is not None and not self._gently:
             self._since_s = max(self._since_s, min(self._since_s + unused_s, now))
+            per_s = self.per_s
+        self._next_s = max(self._next_s, now - CATCH_UP_S) + 1 / per_s
 
     def bore(self) -> None:
         """A request was accepted."""
@@ -161,6 +168,10 @@ class Pace:
         self._since_s = self._clock() - GROWTH_S
 
     # ── What follows ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    def opens_in(self, now_s: float) -> float:
+        """Seconds until the next request may go; 0 is now."""
+        return 0.0 if self.per_s == math.inf or now_s >= self._next_s else self._next_s - now_s
 
     @property
     def searching(self) -> bool:

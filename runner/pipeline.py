@@ -53,6 +53,12 @@ class Pipeline:
     _all_taken: anyio.Event = field(default_factory=anyio.Event, init=False)
     _held_bytes: int = field(default=0, init=False)
     """Lengths of the lines of the jobs that workers have in hand."""
+    _has_limits: bool = field(init=False)
+    """Whether failures or money may end the run."""
+
+    def __post_init__(self) -> None:
+        settings = self.bench.settings
+        self._has_limits = settings.max_failures is not None or settings.max_cost is not None
 
     async def run(self) -> None:
         """Runs every job that isn't done; returns when all that will be written is on disk.
@@ -182,6 +188,8 @@ class Pipeline:
         self._check_limits()
 
     def _check_limits(self) -> None:
+        if not self._has_limits:
+            return
         settings, metrics = self.bench.settings, self.bench.metrics
         if settings.max_failures is not None and metrics.failed >= settings.max_failures:
             self.drain.ask(4, f"{metrics.failed} jobs failed (--max-failures {settings.max_failures})")

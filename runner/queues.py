@@ -51,6 +51,10 @@ class Waiter:
     taken_s: float = math.inf
     """Since when."""
 
+    def limited_s(self, lane: Lane, now_s: float) -> float:
+        """How long it has waited for limits of a lane; a wait that had begun before it came counts in part only."""
+        return min(lane.limited_s - self.limited_before_s[lane], now_s - self.since_s)
+
 
 @dataclass(slots=True, eq=False)
 class Queue:
@@ -73,7 +77,7 @@ class Queue:
             return math.inf if lane.endpoint.disabled else 0.0
         wait_s = self._passed_over(lane, now_s)
         favourite, head = self.preferred, self.head
-        if favourite not in (None, lane) and head is not None and not favourite.away:
+        if favourite not in (None, lane) and head is not None and not _is_away(favourite, now_s):
             wait_s = max(wait_s, head.since_s + STICKY_S - now_s)
         return wait_s
 
@@ -113,6 +117,13 @@ class Queues:
         self._place(waiter)
         self.stir(queue)
         return waiter
+
+    def pass_by(self, lane: Lane) -> int:
+        """An attempt comes that needs no queue: its place in line, for when its job comes again."""
+        if not lane.queues:
+            self._queue((lane,), None)  # from now on it is known that it has none waiting
+        self._arrived += 1
+        return self._arrived
 
     def _place(self, waiter: Waiter) -> None:
         waiters = waiter.queue.waiters
@@ -217,4 +228,16 @@ class Queues:
 
 
 def _best(waiter: Waiter, ready: list[Lane]) -> Lane:
-    return min(ready, key=lambda lane: (lane is waiter.avoided, lane.load, lane.endpoint.admitted))
+    return min(ready, key=lambda lane: (lane is waiter.avoided, _load(lane), lane.endpoint.admitted))
+
+
+def _load(lane: Lane) -> float:
+    """The part of what it may use that is in use: slots, requests or tokens, whichever is most; 0 to 1."""
+    limits = lane.limits
+    streams = 0.0 if limits.concurrency is None else lane.in_flight / limits.concurrency
+    return max(lane.endpoint.gate.load, limits.load, streams)
+
+
+def _is_away(lane: Lane, now_s: float) -> bool:
+    """Whether who sticks to it should rather go elsewhere."""
+    return lane.endpoint.state != "ok" or now_s < lane.cooldown.until_s

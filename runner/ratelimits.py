@@ -21,6 +21,7 @@ from runner.limits import MAX_HEADER_LIMIT, MAX_RESET_S
 _UNITS_S: Final = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ns": 1e-9}
 _PART: Final = re.compile(r"(\d+\.?\d*|\.\d+)(h|ms|m|us|µs|μs|ns|s)")
 _WHOLE: Final = re.compile(rf"(?:{_PART.pattern})+")
+_SHORTEST: Final = len("x-ratelimit-limit-tokens")
 
 LONGEST_MINUTE_S: Final = 600.0
 """A window that looks longer than this is no minute, however coarsely the reset was rounded."""
@@ -72,7 +73,11 @@ UNKNOWN: Final = RateLimits()
 
 def of_raw(headers: Iterable[tuple[bytes, bytes]]) -> RateLimits:
     """The same from the raw headers of an answer; most have none of these, and then it costs next to nothing."""
-    found = {name.lower().decode("latin-1"): value for name, value in headers if name[:12].lower() == b"x-ratelimit-"}
+    found = {
+        name.lower().decode("latin-1"): value
+        for name, value in headers
+        if len(name) >= _SHORTEST and name[:12].lower() == b"x-ratelimit-"
+    }
     return read({name: value.decode("latin-1") for name, value in found.items()}) if found else UNKNOWN
 
 

@@ -133,9 +133,9 @@ def _runner(
         "digest": f"{job.digest:016x}",
         "endpoint": history.endpoint,
         "model": answered if isinstance(answered, str) else history.model,
-        "started": history.started.isoformat() if history.started else None,
-        "queue_s": round(history.queue_s, 6),
-        "limiter_wait_s": round(history.limiter_wait_s, 6),
+        "started": history.started,  # orjson writes what isoformat() would
+        "queue_s": _rounded(history.queue_s),
+        "limiter_wait_s": _rounded(history.limiter_wait_s),
         "ttft_s": _rounded(attempted.ttft_s) if attempted else None,
         "duration_s": _rounded(attempted.duration_s) if attempted else None,
         "chunks": attempted.chunks if attempted else 0,
@@ -149,7 +149,7 @@ def _runner(
 
 def _gaps(attempted: Attempted | None) -> dict[str, float | None] | None:
     """Gaps between content chunks in seconds; None where there were fewer than two chunks."""
-    if attempted is None or attempted.gaps.count == 0:
+    if attempted is None or attempted.chunks < 2 or attempted.gaps.count == 0:
         return None
     gaps = attempted.gaps
     return {"p50": _rounded(gaps.quantile(0.5)), "p99": _rounded(gaps.quantile(0.99)), "max": _rounded(gaps.max)}
@@ -167,4 +167,5 @@ def _usage(usage: Usage | None) -> dict[str, int] | None:
 
 
 def _rounded(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds, 6)
+    """To microseconds. round(seconds, 6) says the same by way of the decimal text, which takes four times as long."""
+    return None if seconds is None else round(seconds * 1e6) / 1e6

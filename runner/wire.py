@@ -59,13 +59,15 @@ def _options(api: Api, wanted: StreamOptions) -> dict[str, Any]:
 def choices_of(job: Job) -> int:
     """How many choices the answer owes: n, times the prompts of a legacy completion."""
     n = job.body.get("n")
-    count = n if isinstance(n, int) and not isinstance(n, bool) and n > 0 else 1
+    count = n if type(n) is int and n > 0 else 1
     return count * prompts_of(job)
 
 
 def prompts_of(job: Job) -> int:
     """How many prompts it has: a legacy completion may hold many; a list of integers is one."""
-    prompts = job.body.get("prompt") if job.api is Api.COMPLETIONS else None
+    if job.api is not Api.COMPLETIONS:
+        return 1
+    prompts = job.body.get("prompt")
     return len(prompts) if isinstance(prompts, list) and prompts and isinstance(prompts[0], str | list) else 1
 
 

@@ -284,11 +284,8 @@ class JobRun:
         bench.metrics.attempt_failed(fault.kind.value)
         if fault.is_shared:  # an overload is for `concluded`
             bench.admission.throttled(ticket, fault.limits, fault.retry_after_s, ramp=fault.kind is FaultKind.SLOW_DOWN)
-        if (
-            fault.kind is FaultKind.CAPACITY
-            and bench.settings.flex_fallback
-            and self._job.body.get("service_tier") == "flex"
-        ):
+        tier = self._job.body.get("service_tier")
+        if fault.kind is FaultKind.CAPACITY and bench.settings.flex_fallback and tier == "flex":
             self._service_tier = "default"
         self._elsewhere = fault.row.stops_run and self._disabled(ticket.endpoint, fault)
 
