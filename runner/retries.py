@@ -50,6 +50,8 @@ async def retrying(
     try:
         return await attempt()
     except AttemptFailed as error:
+        if max_attempts == 1 and not error.elsewhere:
+            raise
         first: AttemptFailed | None = error
     policy = _Policy(max_attempts, rng)
     retries = AsyncRetrying(retry=policy.retry, stop=policy.stop, wait=policy.wait, sleep=sleep, reraise=True)
