@@ -85,7 +85,7 @@ MUTANTS = (
     ),
     Mutant(
         "refund ignored",
-        (Edit("runner/lanes.py", "self._gate.correct(need.tokens - real.tokens,", "self._gate.correct(0,"),),
+        (Edit("runner/lanes.py", "self._gate.correct(unused,", "self._gate.correct(0,"),),
         ("tests/test_admission.py::test_refunds_raise_the_throughput_to_the_real_usage",),
     ),
     Mutant(
@@ -93,8 +93,8 @@ MUTANTS = (
         (
             Edit(
                 "runner/lanes.py",
-                "self._gate.correct(need.tokens - real.tokens,",
-                "self._gate.correct(2 * (need.tokens - real.tokens),",
+                "self._gate.correct(unused,",
+                "self._gate.correct(2 * unused,",
             ),
         ),
         (
@@ -201,7 +201,7 @@ MUTANTS = (
         (
             Edit(
                 "runner/streaming.py",
-                "        if len(texts) > 1 and not all(map(_ends_event, blocks)):\n",
+                "        if not all(block.endswith(_EVENT_END) for block, _ in run):\n",
                 "        if False:\n",
             ),
         ),
