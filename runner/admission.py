@@ -58,7 +58,6 @@ class Admission:
         self._waiting: set[Waiter] = set()
         self._tasks: TaskGroup | None = None
         self._ended = anyio.Event()
-        self._is_open = False  # from `run` to `close`
 
     @classmethod
     def of_one(
@@ -78,7 +77,7 @@ class Admission:
     async def run(self) -> None:
         """Admits until closed."""
         async with anyio.create_task_group() as tasks:
-            self._tasks, self._is_open = tasks, not self._ended.is_set()
+            self._tasks = tasks
             for lane in self._lanes():
                 tasks.start_soon(lane.run)
             await self._ended.wait()
@@ -107,10 +106,10 @@ class Admission:
             AllDisabled: none of those that serve it can be used any more.
             AdmissionClosed: the run drains.
         """
-        if not self._is_open and self._ended.is_set():
+        if self._ended.is_set():
             raise AdmissionClosed
         lanes, need = _fitting(self._serving(model, only), need)
-        if self._is_open and len(lanes) == 1 and again is None and not self._waiting:
+        if self._tasks is not None and len(lanes) == 1 and again is None and not self._waiting:
             # Nobody is there to be overtaken: where nothing has to be waited for either, no task is switched.
             ticket = lanes[0].admit_now(need)
             if ticket is not None:
@@ -212,7 +211,6 @@ class Admission:
     def close(self) -> None:
         """Nobody is admitted any more; those who wait get AdmissionClosed, and `run` returns."""
         self._ended.set()
-        self._is_open = False
         for waiter in self._waiting:
             if not waiter.turn.done():
                 waiter.turn.set_exception(AdmissionClosed())

@@ -95,18 +95,29 @@ def apply(tree: Path, mutant: Mutant) -> dict[Path, str]:
     Raises:
         Outdated: a text isn't there exactly once; nothing is edited.
     """
-    saved: dict[Path, str] = {}
-    mutated: dict[Path, str] = {}
-    for edit in mutant.edits:
-        path = tree / edit.file
-        text = mutated.get(path) or saved.setdefault(path, path.read_text())
-        if text.count(edit.old) != 1:
-            raise Outdated(f"{edit.file} holds {text.count(edit.old)} times: {edit.old.strip()[:60]!r}")
-        mutated[path] = text.replace(edit.old, edit.new)
-    for path, text in mutated.items():
-        compile(text, path, "exec")  # a mutant that can't be imported turns everything red and says nothing
+    saved, changed = mutated(tree, mutant)
+    for path, text in changed.items():
         path.write_text(text)
     return saved
+
+
+def mutated(tree: Path, mutant: Mutant) -> tuple[dict[Path, str], dict[Path, str]]:
+    """The files that it edits, as they are and as they would be.
+
+    Raises:
+        Outdated: a text isn't there exactly once.
+    """
+    saved: dict[Path, str] = {}
+    changed: dict[Path, str] = {}
+    for edit in mutant.edits:
+        path = tree / edit.file
+        text = changed.get(path) or saved.setdefault(path, path.read_text())
+        if text.count(edit.old) != 1:
+            raise Outdated(f"{edit.file} holds {text.count(edit.old)} times: {edit.old.strip()[:60]!r}")
+        changed[path] = text.replace(edit.old, edit.new)
+    for path, text in changed.items():
+        compile(text, path, "exec")  # a mutant that can't be imported turns everything red and says nothing
+    return saved, changed
 
 
 def turned_red(tree: Path, tests: list[str], timeout_s: float = TIMEOUT_S) -> list[str]:

@@ -108,28 +108,27 @@ def test_what_is_paid_is_the_same_as_in_line():
     assert used == [(2 * AT_ONCE, 2 * AT_ONCE, 0)]
 
 
-def test_a_limit_that_is_used_up_holds_for_who_comes_at_once():
+def times_of(count, *, rpm=None):
+    """When so many that come one after the other are admitted."""
     times = []
 
     async def body(admission, tasks):
-        for _ in range(4):
+        for _ in range(count):
             end(admission, await admission.acquire("a", Need(1, 1)))
             times.append(anyio.current_time())
 
-    with_admission(body, rpm=60, limits=None)
+    with_admission(body, rpm=rpm, limits=None)
+    return times
+
+
+def test_a_limit_that_is_used_up_holds_for_who_comes_at_once():
+    times = times_of(4, rpm=60)
     gaps = [after - before for before, after in itertools.pairwise(times)]
     assert all(gap >= 1 for gap in gaps)
 
 
 def test_the_slow_start_holds_for_who_comes_at_once():
-    times = []
-
-    async def body(admission, tasks):
-        for _ in range(20):
-            end(admission, await admission.acquire("a", Need(1, 1)))
-            times.append(anyio.current_time())
-
-    with_admission(body, limits=None)
+    times = times_of(20)
     assert times[-1] - times[0] > 0.5  # at 20 a second, doubling every second
 
 
