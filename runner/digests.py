@@ -1,19 +1,20 @@
 """64-bit digests, and a table of them that costs 16 bytes a slot instead of a dict's hundred. Pure.
 
-A million ids as a set of strings take 124 MB; here they take 32 MB. Two of a million ids share a digest with a
+A million ids as a set of strings take 124 MB; here they take 32 MB. Two of a million ids share a key with a
 probability of 3 × 10⁻⁸.
 """
 
 from __future__ import annotations
 
+import sys
 from array import array
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
-from sys import byteorder
 from typing import Final
 
 _EMPTY: Final = 0
 _MASK64: Final = (1 << 64) - 1
+_HASHES: Final = sys.hash_info.width == 64 and sys.hash_info.algorithm.startswith("siphash")
 
 
 def digest64(data: bytes) -> int:
@@ -21,15 +22,25 @@ def digest64(data: bytes) -> int:
     return int.from_bytes(blake2b(data, digest_size=8).digest(), "big")
 
 
-def digests64(items: Iterable[bytes]) -> array[int]:
-    """`digest64` of each of many, in half the time."""
-    return unsigned64(b"".join([blake2b(data, digest_size=8).digest() for data in items]))
+def id_key(name: str) -> int:
+    """The key of an id in this process's tables: unsigned, 64 bits. Another process has another: never write it down.
+
+    Python's own hash of strings where that is a keyed 64-bit SipHash, in a tenth of BLAKE2b's time.
+    """
+    return hash(name) & _MASK64 if _HASHES else digest64(name.encode())
+
+
+def id_keys(names: Iterable[str]) -> array[int]:
+    """`id_key` of each of many."""
+    if _HASHES:
+        return array("Q", array("q", map(hash, names)).tobytes())  # as unsigned numbers
+    return array("Q", map(id_key, names))
 
 
 def unsigned64(data: bytes) -> array[int]:
     """The big-endian 64-bit integers in `data`."""
     found = array("Q", data)
-    if byteorder == "little":
+    if sys.byteorder == "little":
         found.byteswap()
     return found
 

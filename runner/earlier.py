@@ -26,7 +26,7 @@ import anyio.to_thread
 import orjson
 
 from runner.background import Stored, id_of, replay
-from runner.digests import digest64
+from runner.digests import id_key
 from runner.errors import RunnerError
 from runner.files import FileSystem
 from runner.jobs import Job
@@ -76,15 +76,15 @@ def marks(job: Job, endpoint: str) -> bytes:
 
 
 def _key(name: bytes) -> int:
-    """The digest of an id that stands there as JSON."""
+    """The key of an id that stands there as JSON."""
     try:
-        return digest64(str(orjson.loads(name)).encode())
-    except (orjson.JSONDecodeError, UnicodeEncodeError):
+        return id_key(str(orjson.loads(name)))
+    except orjson.JSONDecodeError:
         return 0
 
 
 class EarlierDeltas:
-    """The deltas.jsonl that a run found. `is_done` is asked about digests of ids, when the file is read."""
+    """The deltas.jsonl that a run found. `is_done` is asked about keys of ids, when the file is read."""
 
     def __init__(self, fs: FileSystem, path: Path, is_done: Callable[[int], bool]) -> None:
         self._fs = fs

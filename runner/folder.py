@@ -17,7 +17,7 @@ import anyio.to_thread
 import orjson
 
 from runner import manifest, preflight
-from runner.digests import DigestMap, digest64
+from runner.digests import DigestMap, id_key
 from runner.earlier import EarlierDeltas
 from runner.files import FileSystem, OsFiles, atomic_write, read_file
 from runner.lock import lock_folder
@@ -67,7 +67,7 @@ class Folder:
 
     @property
     def done(self) -> DigestMap:
-        """Ids (digests) that have their final record."""
+        """Ids (keys of them) that have their final record."""
         return self.recovered.done
 
     def described(self, plan: Plan) -> dict[str, Any]:
@@ -149,10 +149,10 @@ async def _recover(folder: Folder) -> None:
 
 
 async def _changed(folder: Folder, plan: Plan) -> set[int]:
-    """Ids (digests) of finished jobs that now ask something else; refused where the user didn't accept it."""
+    """Ids (keys of them) of finished jobs that now ask something else; refused where the user didn't accept it."""
     if STDIN in plan.paths:
         return set()  # it can't be read ahead: the pipeline looks at each job as it comes
-    changed = {digest64(name.encode()): name for name in await preflight.changed_jobs(plan.paths, folder.done)}
+    changed = {id_key(name): name for name in await preflight.changed_jobs(plan.paths, folder.done)}
     if changed and not plan.accept_changes:
         again = await anyio.to_thread.run_sync(chosen_ids, folder.fs, folder.path, failed) if plan.retry_failed else ()
         kept = [name for key, name in changed.items() if key not in again]

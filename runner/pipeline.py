@@ -19,7 +19,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from runner import records, signals
-from runner.digests import DigestMap, digest64
+from runner.digests import DigestMap, id_key
 from runner.drain import Drain
 from runner.handover import LOW, Handover
 from runner.jobs import Job, Rejected
@@ -43,7 +43,7 @@ class Pipeline:
     drain: Drain
     paths: Sequence[str]
     done: DigestMap
-    """Ids (digests) that have their final record already."""
+    """Ids (keys of them) that have their final record already."""
     handle_signals: bool = True
     notify: Callable[[str], None] = lambda text: None
     """Tells the user something at once."""
@@ -107,7 +107,7 @@ class Pipeline:
         async for batch in JobSource(self.paths).batches():
             jobs: list[Job] = []
             for item in batch:
-                if digest64(item.id.encode()) in self.done:
+                if id_key(item.id) in self.done:
                     if asks_something_else(item, self.done):
                         # Standard input alone gets here: what can be read ahead was checked before anything was sent.
                         self.drain.ask(2, str(changes_refused([item.id], self.paths)))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from runner.digests import DigestMap, digest64, digests64
+from runner.digests import DigestMap, id_key, id_keys
 from runner.errors import UsageError
 from runner.jobs import Job, Rejected
 from runner.source import JobSource, given_ids
@@ -19,7 +19,7 @@ _SHOWN = 5
 
 def asks_something_else(item: Job | Rejected, done: DigestMap) -> bool:
     """Whether there is a record under the job's id for another request."""
-    known = done.get(digest64(item.id.encode()))
+    known = done.get(id_key(item.id))
     return known is not None and isinstance(item, Job) and known != item.digest
 
 
@@ -48,7 +48,7 @@ def all_done(paths: Sequence[str], done: DigestMap) -> bool:
     """
     ticks = done.ticks()
     for names in given_ids(paths):
-        if names is None or not done.tick(digests64(name.encode() for name in names), ticks):
+        if names is None or not done.tick(id_keys(names), ticks):
             return False
     return ticks.count(1) == len(done)
 

@@ -20,7 +20,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from runner.digests import DigestMap, digest64
+from runner.digests import DigestMap, id_key
 from runner.errors import DamagedOutputError
 from runner.files import AppendFile, FileSystem, output_errors
 from runner.totals import Finished, Totals
@@ -164,7 +164,7 @@ class _Found:
     def _add_record(self, line: Line, entry: Entry) -> None:
         if self._damage is not None:
             raise self._damaged(self._damage)
-        key = digest64(entry.id.encode())
+        key = id_key(entry.id)
         if key in self.done:
             raise self._second(line.number, entry.id)
         self.holes = self.holes or self.tail is not None
@@ -255,7 +255,7 @@ def _end_last_line(fs: FileSystem, path: Path) -> None:
 
 
 def chosen_ids(fs: FileSystem, folder: Path, chosen: Callable[[Entry], bool]) -> set[int]:
-    """Digests of the ids of the chosen records. Call `recover` before.
+    """Keys of the ids of the chosen records. Call `recover` before.
 
     Raises:
         OutputError: the folder can't be read.
@@ -264,7 +264,7 @@ def chosen_ids(fs: FileSystem, folder: Path, chosen: Callable[[Entry], bool]) ->
         fd = fs.open_append(folder / RESULTS)
         opened.callback(fs.close, fd)
         entries = (parse(line.data) for line in read_lines(fs, fd))
-        return {digest64(entry.id.encode()) for entry in entries if entry is not None and chosen(entry)}
+        return {id_key(entry.id) for entry in entries if entry is not None and chosen(entry)}
 
 
 def set_aside(fs: FileSystem, folder: Path, chosen: Callable[[Entry], bool]) -> int:
@@ -323,5 +323,5 @@ def failed(entry: Entry) -> bool:
 
 
 def named(ids: set[int]) -> Callable[[Entry], bool]:
-    """For --accept-changes: the records of these ids (digests)."""
-    return lambda entry: digest64(entry.id.encode()) in ids
+    """For --accept-changes: the records of these ids (keys of them)."""
+    return lambda entry: id_key(entry.id) in ids

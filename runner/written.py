@@ -17,7 +17,7 @@ from typing import Annotated, Any, Final, NamedTuple
 import msgspec
 import orjson
 
-from runner.digests import digests64, unsigned64
+from runner.digests import id_keys, unsigned64
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Digest = Annotated[str, msgspec.Meta(min_length=16, max_length=16)]
@@ -96,8 +96,8 @@ class Block(NamedTuple):
     digests: array[int]  # of what was asked; 0 for a rejected line
 
     def keys(self) -> array[int]:
-        """`digest64` of each id."""
-        return digests64([record.id.encode() for record in self.records])
+        """`id_key` of each id."""
+        return id_keys([record.id for record in self.records])
 
 
 def read(lines: Sequence[bytes]) -> Block | None:

@@ -13,7 +13,7 @@ import anyio.to_thread
 import orjson
 
 from runner import records
-from runner.digests import digest64
+from runner.digests import id_key
 from runner.files import make_folder
 from runner.folder import FILES, Folder, open_folder
 from runner.jobs import Job, Rejected
@@ -123,7 +123,7 @@ async def _work(journal: Journal, folder: Folder, world: World, options: Options
         item
         async for batch in JobSource([str(world.jobs)]).batches()
         for item in batch
-        if digest64(item.id.encode()) not in folder.done
+        if id_key(item.id) not in folder.done
     ][: options.limit]
     async with anyio.create_task_group() as staff:
         for first in range(options.workers):

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 from array import array
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner.digests import DigestMap, digest64, digests64
+from runner import digests
+from runner.digests import DigestMap, digest64, id_key, id_keys
 
 KEYS = st.integers(0, 70) | st.integers(0, (1 << 64) - 1)
 STEPS = st.lists(st.tuples(st.sampled_from(["set", "increment", "get"]), KEYS, KEYS), max_size=200)
@@ -64,10 +66,21 @@ def test_a_key_is_ticked_off_once_and_only_if_it_is_there(there, keys):
     assert ticks.count(1) <= len(there)
 
 
-def test_many_digests_are_those_of_each():
-    data = [b"%d" % i for i in range(100)]
-    assert list(digests64(data)) == [digest64(one) for one in data]
-    assert list(digests64([])) == []
+@pytest.mark.parametrize("hashes", [True, False])
+def test_many_keys_are_those_of_each_and_fit_the_table(monkeypatch, hashes):
+    monkeypatch.setattr(digests, "_HASHES", hashes)
+    names = [f"{i}-ä{chr(0x1F600 + i)}" for i in range(1_000)]
+    keys = [id_key(name) for name in names]
+    assert list(id_keys(names)) == keys
+    assert len(set(keys)) == len(names)
+    assert all(0 <= key < 1 << 64 for key in keys)
+    assert max(keys) >= 1 << 63  # so that the negative half of Python's hashes is among them
+    assert list(id_keys([])) == []
+
+
+def test_an_id_has_one_key_whatever_read_it():
+    name = "a-ä"
+    assert id_key(orjson.loads(orjson.dumps(name))) == id_key("".join(["a-", "ä"])) == id_key(name)
 
 
 def test_keys_that_want_one_slot_all_find_their_own():

@@ -11,7 +11,7 @@ import orjson
 import pytest
 
 from runner import earlier
-from runner.digests import digest64
+from runner.digests import id_key
 from runner.earlier import EarlierDeltas, Found, marks
 from runner.files import OsFiles
 from runner.jobs import Api
@@ -42,7 +42,7 @@ def void(name: str) -> bytes:
 
 def reading(path: Path, data: bytes, done: frozenset[str] = frozenset()) -> EarlierDeltas:
     path.write_bytes(data)
-    keys = {digest64(name.encode()) for name in done}
+    keys = {id_key(name) for name in done}
     return EarlierDeltas(OsFiles(), path, lambda key: key in keys)
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from runner.admission import Admission
 from runner.concurrency import FixedConcurrency
-from runner.digests import DigestMap, digest64
+from runner.digests import DigestMap, id_key
 from runner.drain import Drain
 from runner.errors import OutputError
 from runner.faults import Fault, FaultKind
@@ -173,7 +173,7 @@ class World:
         )
         done = DigestMap()
         for name, digest in self.done.items():
-            done.set(digest64(name.encode()), digest)
+            done.set(id_key(name), digest)
         pipeline = Pipeline(bench, self.drain, [str(self.path)], done, handle_signals=False)
         async with anyio.create_task_group() as tasks:
             for at, act in self.at.items():

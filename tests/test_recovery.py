@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runner import recovery, summary, written
-from runner.digests import digest64
+from runner.digests import id_key
 from runner.errors import DamagedOutputError, OutputError
 from runner.recovery import Entry, failed, named, parse, read_lines, recover, set_aside, start_afresh
 from runner.testing.memory_files import Crashed, MemoryFiles, Tear, WriteFault
@@ -99,7 +99,7 @@ def test_fragments_of_several_crashes_stand_on_lines_of_their_own():
 def test_what_is_recovered_is_counted():
     found = recover(folder(A + B + C), OUT)
     assert (found.totals.succeeded, found.failed, found.torn_bytes) == (2, 1, 0)
-    assert found.done.get(digest64(b"c")) == 7
+    assert found.done.get(id_key("c")) == 7
 
 
 def test_an_empty_folder_holds_nothing():
@@ -239,7 +239,7 @@ def outcome(results: bytes) -> Any:
     except DamagedOutputError as error:
         return str(error), fs.content(RESULTS), fs.content(TORN)
     counts = [found.totals.succeeded, found.totals.failed, found.torn_bytes, found.size_bytes, len(found.done)]
-    known = [found.done.get(digest64(name.encode())) for name in NAMES]
+    known = [found.done.get(id_key(name)) for name in NAMES]
     assert found.size_bytes == len(fs.content(RESULTS) or b"")
     return counts, known, fs.content(RESULTS), fs.content(TORN)
 
@@ -317,7 +317,7 @@ def test_chosen_records_move_and_the_others_keep_their_order():
     fs = folder(A + B + C)
     fs.put(NEW, b"of an earlier crash\n")
     assert set_aside(fs, OUT, failed) == 1
-    assert set_aside(fs, OUT, named({digest64(b"c")})) == 1
+    assert set_aside(fs, OUT, named({id_key("c")})) == 1
     disk = fs.after_power_loss(Tear.NOTHING, names_kept=False)
     assert (disk.content(RESULTS), disk.content(SUPERSEDED)) == (A, B + C)
     assert not disk.exists(NEW)

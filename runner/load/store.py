@@ -22,7 +22,7 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
-from runner.digests import digest64
+from runner.digests import id_key
 from runner.errors import UsageError
 from runner.files import AppendFile, OsFiles, atomic_write, read_file
 from runner.folder import LOG, MANIFEST
@@ -148,7 +148,7 @@ class Store:
             with closing(AppendFile(self.fs, whole)) as file:
                 for line in read_lines(self.fs, fd):
                     entry = parse(line.data) if whole.name == RESULTS else None
-                    if entry is None or digest64(entry.id.encode()) not in done:
+                    if entry is None or id_key(entry.id) not in done:
                         file.append(line.data + b"\n")
                 file.sync()
         finally:
