@@ -49,10 +49,6 @@ NOTABLE: Final = 0.02
 """What took less than this part of a run didn't limit it."""
 
 
-GC_THRESHOLDS: Final = (5_000, 20, 50)
-"""One-chunk answers cost a tenth less with them; what a run leaves in cycles is little."""
-
-
 class Result(NamedTuple):
     """How a run ended."""
 
@@ -201,7 +197,7 @@ class _Run:
         try:
             async with live_view(settings.progress, self._snapshot, sys.stderr, echoing=echoing) as say:
                 pipeline.notify = self._bench.notify = say
-                with resources.quiet_collector(GC_THRESHOLDS):
+                with resources.quiet_collector():
                     await pipeline.run()
         finally:
             with anyio.CancelScope(shield=True):

@@ -26,7 +26,7 @@ from runner.background import unfinished
 from runner.client import Poster
 from runner.deadlines import Deadlines, Watch
 from runner.faults import Fault, FaultKind
-from runner.foreign import FOREIGN, fault_of
+from runner.foreign import FOREIGN, fault_of, let_go
 from runner.jobs import Api, Job
 from runner.limits import DRAIN_TIMEOUT_S, MAX_BODY_BYTES, MAX_PARTIAL_BYTES, MIN_ROOM_BYTES, READING_ROOM_BYTES
 from runner.outcome import Completed, Failed, Outcome
@@ -88,6 +88,7 @@ async def run_attempt(
             fault = found.fault
         except FOREIGN as error:
             fault = fault_of(error)
+            let_go(error)
         finally:
             reader.close()
     if watch.fired is not None:

@@ -41,6 +41,18 @@ def fault_of(error: Exception) -> Fault:
     return Fault(FaultKind.BROKEN, message)
 
 
+def let_go(error: BaseException) -> None:
+    """Forgets through which frames an error and its causes came, once its fault is known.
+
+    What failed holds the error, and frames hold what failed: a server that is down would leave thousands of such rings
+    to the garbage collector, each with its buffers.
+    """
+    link: BaseException | None = error
+    while link is not None:
+        link.__traceback__ = None
+        link = link.__cause__ or link.__context__
+
+
 def _of_status(error: openai.APIStatusError) -> Fault:
     response = error.response
     return faults.from_status(error.status_code, response.headers, parse_error_body(response.content), time.time())

@@ -58,12 +58,21 @@ async def retrying(
 
     async def again() -> T:
         nonlocal first
-        if first is not None:
-            failed, first = first, None
-            raise failed
-        return await attempt()
+        if first is None:
+            return await attempt()
+        try:
+            raise first
+        finally:
+            first = None  # else the error and this frame would hold each other
 
-    return await retries(again)
+    try:
+        return await retries(again)
+    except AttemptFailed as error:
+        raise error.with_traceback(None)  # noqa: B904 - it is the same error
+    finally:
+        # The traceback's frames hold tenacity's state, which holds the error, and its list of steps holds itself: a job
+        # that failed would be left to the garbage collector, with all that hangs on it.
+        retries.iter_state.reset()
 
 
 class _Policy:

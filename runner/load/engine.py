@@ -41,9 +41,6 @@ from runner.tickets import AdmissionClosed
 from runner.wiring import admission_of, clients_of
 from runner.worker import Bench, StopRun, run_job
 
-_RARE: Final = (10_000, 50, 1_000)
-"""Thresholds of the garbage collector during a test; the usual ones are 700, 10, 10. A pass over the first generation
-stops everything for some milliseconds."""
 LEAD_S: Final = 0.01
 """Two requests a millisecond apart would be sent as far apart as it takes to make one, half a millisecond: requests are
 made before their moment, and then only sent."""
@@ -117,7 +114,7 @@ class Engine:
         try:
             async with self._ledger.opened(), anyio.create_task_group() as services:
                 services.start_soon(self._admission.run)
-                with resources.quiet_collector(_RARE):
+                with resources.quiet_collector():
                     yield
                 services.cancel_scope.cancel()
         finally:

@@ -95,7 +95,7 @@ class Connection(asyncio.BufferedProtocol):
         self._pieces: list[bytes] = []
         self.on_body = self._pieces.append
         """A callback of the parser: a piece of the body."""
-        self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
+        self._parser: httptools.HttpResponseParser | None = None
         self._body: Body | None = None
         self._full = self._paused = self._cut = self._complete = self._lasting = False
         self._status = 0
@@ -295,6 +295,7 @@ class Connection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """It is open: TLS, if any, is done."""
         self._transport = cast("asyncio.Transport", transport)
+        self._parser = httptools.HttpResponseParser(self)
         self._poll = select.poll()
         self._poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
         self._owner.opened(self)
