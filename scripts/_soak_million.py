@@ -1,8 +1,8 @@
 """Memory over very many jobs: what the runner holds must not grow with what it has done.
 
 The real process against a simulator that answers one token at once. Its peak (VmHWM of /proc/PID/status, so Linux only)
-is read when 10,000 records are there and until it ends; between them it may grow by GROWTH_MIB: the two tables of
-digests are 32 MB each for a million jobs, and are there twice for a moment when they grow.
+is read when 10,000 records are there and until it ends; between them it may grow by GROWTH_MIB: the table of ids
+is 16 MB for a million jobs, and half of that more for a moment when it grows.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runner import digests
-from runner.digests import DigestMap, digest64, id_key, id_keys
+from runner.digests import DigestMap, DigestSet, digest64, id_key, id_keys
 
 KEYS = st.integers(0, 70) | st.integers(0, (1 << 64) - 1)
 STEPS = st.lists(st.tuples(st.sampled_from(["set", "increment", "get"]), KEYS, KEYS), max_size=200)
@@ -28,6 +28,33 @@ def test_it_is_a_dict_of_64_bit_integers(steps, expected):
         assert (key in found) == (key in model)
         assert len(found) == len(model)
     assert {key: found.get(key) for key in model} == model
+
+
+@given(st.lists(KEYS, max_size=300))
+def test_a_set_knows_what_it_was_given(keys):
+    found, model = DigestSet(), set()
+    for key in keys:
+        assert (key in found) == (key in model)
+        assert found.add(key) == (key not in model)
+        model.add(key)
+        assert len(found) == len(model)
+    assert all(key in found for key in model)
+
+
+def test_a_set_grows_forgets_nothing_and_takes_at_most_two_tables_of_8_bytes_for_each_60_percent():
+    keys = [digest64(b"%d" % i) for i in range(10_000)]
+    found = DigestSet()
+    assert all(found.add(key) for key in keys)
+    assert not any(found.add(key) for key in keys)
+    assert found._keys.itemsize * len(found._keys) <= 2 * 8 * 10_000 / 0.6
+
+
+def test_keys_of_a_set_that_want_one_slot_are_all_found():
+    found = DigestSet()
+    keys = [63 + (i << 32) for i in range(200)]  # the last slot: probing goes round the end
+    assert all(found.add(key) for key in keys)
+    assert all(key in found for key in keys)
+    assert 63 + (200 << 32) not in found
 
 
 def test_it_grows_and_forgets_nothing():
