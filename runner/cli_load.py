@@ -25,7 +25,11 @@ _LEVELS: Final = (
     _text("--trace", "FILE", "Open loop: the send times of a trace (JSONL or CSV)."),
     _text("--trace-speed", "X", "Replay the trace X times as fast. [1]", type=float),
     _text("--trace-unit", "s|ms", "Unit of the trace's times. [by its columns]", type=click.Choice(["s", "ms"])),
-    _text("--duration", "TIME", "Of a level's sending. [30s, if --requests isn't given]"),
+    _text(
+        "--duration",
+        "TIME",
+        "Of a level's sending. [30s, or what a ramp, steps or a trace say, if --requests isn't given]",
+    ),
     _text("--requests", "N", "Of a level.", type=int),
     _text("--warmup", "TIME", "Left out at a level's start. [a tenth of --duration, 5s at most; else 0]"),
     _text("--cooldown", "TIME", "Left out at the end of --duration. [0]"),

@@ -43,8 +43,13 @@ T = TypeVar("T")
 MANIFEST: Final = "manifest.json"
 SUMMARY: Final = "summary.json"
 LOG: Final = "run.log"
-FILES: Final = (RESULTS, DELTAS, TORN, SUPERSEDED, SUMMARY, LOG, "report.html", MANIFEST)
-"""What --fresh moves aside. The manifest goes last: while it stands, another input is still refused."""
+FILES: Final = (
+    *(RESULTS, DELTAS, TORN, SUPERSEDED, SUMMARY, LOG),
+    *("load.json", "load.csv", "report.html"),
+    MANIFEST,
+)
+"""What --fresh moves aside, of a run and of a load test: the folder may have been that of the other. The manifest goes
+last: while it stands, another input or test is still refused."""
 
 
 @dataclass(slots=True)

@@ -10,15 +10,13 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Final, Protocol
 
 from runner.escape import for_line
-from runner.sketch import Sketch
+from runner.sketch import Sketch, needed
 from runner.totals import Finished, Totals
 from runner.written import read, read_any
 
 SCHEMA: Final = 1
 _GROUP_BYTES: Final = 1 << 20
-MIN_COUNT: Final = {0.5: 1, 0.9: 38, 0.99: 370}
-"""How many samples a percentile needs to be shown: a 95 % Wilson interval of its rank then spans at most the same
-again on the upper side. p90 about 38, p99 about 370."""
+_PERCENTILES: Final = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 
 
 def summarize(lines: Iterable[bytes], totals: Totals | None = None) -> dict[str, Any]:
@@ -87,9 +85,9 @@ def _count(totals: Totals, lines: list[bytes], first: int) -> None:
 def percentiles(sketch: Sketch) -> dict[str, float | int | None]:
     """What a sketch can support: None where there are too few samples."""
     shown: dict[str, float | int | None] = {"count": sketch.count}
-    for q, least in MIN_COUNT.items():
-        value = sketch.quantile(q) if sketch.count >= least else None
-        shown[f"p{round(100 * q)}"] = None if value is None else round(value, 6)
+    for name, q in _PERCENTILES.items():
+        value = sketch.quantile(q) if sketch.count >= needed(q) else None
+        shown[name] = None if value is None else round(value, 6)
     shown["max"] = None if sketch.max is None else round(sketch.max, 6)
     return shown
 

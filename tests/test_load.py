@@ -370,6 +370,14 @@ def test_a_level_without_any_answer_exits_with_1_and_says_that_its_streams_backe
     assert f"never offered: 1 concurrent {level.backed_off} times" in " ".join(ended.stdout.split())
 
 
+def test_a_level_whose_every_request_is_too_large_for_the_limits_exits_with_1_and_kept_no_objective(tmp_path):
+    args = (*MADE, "--simulate", "--tpm", "1", "--concurrency", "1", "--requests", "3", "--slo", "ttft=1s")
+    load(tmp_path, *args, code=1)
+    (level,) = result(tmp_path / "out").levels
+    assert (level.requests.offered, level.requests.dropped, level.requests.in_window) == (3, 3, 3)
+    assert level.goodput == 0
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_wrong_key_stops_the_test_with_one_line_and_exits_with_4(tmp_path, workers):
     with serving(Refuses) as url:

@@ -63,7 +63,7 @@ def test_an_unknown_cost_is_none_and_not_zero():
     assert summary.summarize([line()])["cost"] is None
 
 
-@pytest.mark.parametrize(("n", "shown"), [(1, {"p50"}), (38, {"p50", "p90"}), (370, {"p50", "p90", "p99"})])
+@pytest.mark.parametrize(("n", "shown"), [(3, set()), (4, {"p50"}), (35, {"p50", "p90"}), (381, {"p50", "p90", "p99"})])
 def test_a_percentile_that_n_cannot_support_is_not_shown(n, shown):
     sketch = Sketch()
     for i in range(n):

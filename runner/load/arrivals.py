@@ -132,6 +132,16 @@ class Process:
             place += rng.expovariate(1.0) if self.spacing == "poisson" else rng.gammavariate(shape, 1 / shape)
             yield place
 
+    @property
+    def length_s(self) -> float | None:
+        """How long a ramp or steps say that they last; None: the rate never changes."""
+        match self.rate:
+            case Ramp(_, _, within_s):
+                return within_s
+            case Steps(levels):
+                return math.fsum(seconds for _, seconds in levels)
+        return None
+
     def describe(self) -> dict[str, Any]:
         """`arrival` of load.json."""
         match self.rate:

@@ -23,6 +23,7 @@ def level_of(
     spec: LevelSpec, measured: Measured, started_s: float, server_metrics: Mapping[str, Any] | None = None
 ) -> Level:
     """One level of load.json. `started_s`: since the test's start."""
+    lasted_s = max(measured.duration_s, spec.least_s) if measured.complete else measured.duration_s
     return Level.model_validate(
         {
             "label": spec.label,
@@ -33,7 +34,7 @@ def level_of(
             "started_s": started_s,
             "complete": measured.complete,
             "server_metrics": server_metrics,
-            **measured.statistics.report(measured.duration_s),
+            **measured.statistics.report(lasted_s),
         }
     )
 

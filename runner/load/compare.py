@@ -31,7 +31,7 @@ from runner.escape import for_line
 from runner.load.definitions import BY_KEY
 from runner.load.figures import NONE, duration, plain, share
 from runner.load.markup import Markup, element, join
-from runner.load.noise import Range, dependence, mean_range, quantile_range, share_range, welch
+from runner.load.noise import Noise, Range, welch
 from runner.load.page import Cell, facts, page, table
 from runner.load.quantiles import PERCENTILES
 from runner.load.results import Level, LoadResult
@@ -93,7 +93,7 @@ class Measure:
     pick: Pick
     write: Callable[[float | None], str]
     higher_is_better: bool | None
-    spread: Callable[[Level], Range | None]
+    spread: Callable[[Noise], Range | None]
     tolerance: float = 0.0
     """Relative change that the way of measuring alone can make."""
     accuracy: float = 0.0
@@ -170,7 +170,8 @@ def _flat(value: Any, name: str = "") -> dict[str, str]:
 
 def _matched(a: Sequence[Level], b: Sequence[Level]) -> Matched:
     used = _sound(a), _sound(b)
-    rows = (_row(measure, *used) for measure in MEASURES)
+    noise = Noise(used[0][0]), Noise(used[1][0])
+    rows = (_row(measure, *used, noise) for measure in MEASURES)
     notes = (*_left_out(a, b), *_notes(*used))
     return Matched(a[0].label, notes, tuple(row for row in rows if row is not None))
 
@@ -191,7 +192,7 @@ def _notes(a: Sequence[Level], b: Sequence[Level]) -> Iterator[str]:
         yield f"repeats: {len(a)} in A, {len(b)} in B"
 
 
-def _row(measure: Measure, a: Sequence[Level], b: Sequence[Level]) -> Row | None:
+def _row(measure: Measure, a: Sequence[Level], b: Sequence[Level], noise: tuple[Noise, Noise]) -> Row | None:
     known_a, known_b = _known(measure, a), _known(measure, b)
     if not known_a and not known_b:
         return None
@@ -201,7 +202,7 @@ def _row(measure: Measure, a: Sequence[Level], b: Sequence[Level]) -> Row | None
     if mean_a is None or mean_b is None:
         return Row(*written, NONE, "not judged", "unknown in one")
     change = (mean_b - mean_a) / abs(mean_a) if mean_a else (math.inf if mean_b else 0.0)
-    beyond, why = _beyond_noise(measure, a, b, change)
+    beyond, why = _beyond_noise(measure, a, b, change, noise)
     return Row(*written, _change(change), _judgement(beyond, mean_b - mean_a, measure.higher_is_better), why)
 
 
@@ -225,8 +226,13 @@ def _judgement(beyond: bool | None, change: float, higher_is_better: bool | None
     return "better" if (change > 0) == higher_is_better else "worse"
 
 
-def _beyond_noise(measure: Measure, a: Sequence[Level], b: Sequence[Level], change: float) -> tuple[bool | None, str]:
-    """Whether a change is more than noise, None where that can't be said; and by which rule."""
+def _beyond_noise(
+    measure: Measure, a: Sequence[Level], b: Sequence[Level], change: float, noise: tuple[Noise, Noise]
+) -> tuple[bool | None, str]:
+    """Whether a change is more than noise, None where that can't be said; and by which rule.
+
+    `noise` is that of the first level of each: of the only one, where it counts.
+    """
     if any(level.client_bound for level in (*a, *b)):
         return None, "client-bound"
     if not all(level.complete for level in (*a, *b)):
@@ -238,7 +244,7 @@ def _beyond_noise(measure: Measure, a: Sequence[Level], b: Sequence[Level], chan
         return abs(change) > measure.tolerance and welch(known_a, known_b), "repeats"
     if len(a) > 1 or len(b) > 1:
         return None, "few repeats"
-    range_a, range_b = measure.spread(a[0]), measure.spread(b[0])
+    range_a, range_b = (measure.spread(each) for each in noise)
     if range_a is None or range_b is None:
         return None, "too little"
     apart = range_a.high < range_b.low or range_b.high < range_a.low
@@ -255,10 +261,8 @@ def _metric(key: str, statistic: str) -> Measure:
         found: float | None = getattr(level.metric(key), statistic)
         return found
 
-    def spread(level: Level) -> Range | None:
-        if statistic == "mean":
-            return mean_range(level, key)
-        return quantile_range(level, key, PERCENTILES[statistic])
+    def spread(noise: Noise) -> Range | None:
+        return noise.mean(key) if statistic == "mean" else noise.quantile(key, PERCENTILES[statistic])
 
     write = duration if metric.unit == "s" else plain
     tolerance = 0.0 if statistic == "mean" else 2 * RELATIVE_ERROR
@@ -275,9 +279,9 @@ def _rate(name: str, key: str, higher_is_better: bool | None = True) -> Measure:
 
 
 def _part(name: str, pick: Pick, count: Callable[[Level], int], higher_is_better: bool) -> Measure:
-    def spread(level: Level) -> Range | None:
-        value = pick(level)
-        return None if value is None else share_range(min(max(value, 0.0), 1.0), count(level) / dependence(level))
+    def spread(noise: Noise) -> Range | None:
+        value = pick(noise.level)
+        return None if value is None else noise.share(min(max(value, 0.0), 1.0), count(noise.level))
 
     return Measure(name, pick, share, higher_is_better, spread)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final, Literal, NamedTuple
 
-from runner.load.quantiles import needed
+from runner.sketch import needed
 
 Unit = Literal["s", "tokens", "tokens/s"]
 

@@ -11,7 +11,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -69,6 +69,8 @@ class _Open:
     level: dict[str, Any]
     """What its record says of where it belongs."""
     zero_s: float
+    asked_s: float
+    """When it was asked for or, where that is later, its moment; since the level's start."""
     begun_s: float | None = None
     """When its last attempt did, since the level's start."""
     answer: Answer | None = None
@@ -91,6 +93,8 @@ class Engine:
         self.early = 0
         """Requests that are ready and wait for their moment."""
         self._budget = Budget(settings.max_cost, spent)
+        self._uncosted = False
+        """Whether an answer's cost isn't known: its model has no price, or the server named no usage."""
         self.pacer = Pacer()
         self.metrics = RunMetrics(time.monotonic, total=None)
         self.drain = Drain(self._admission, settings.grace)
@@ -161,15 +165,15 @@ class Engine:
         due.
         """
         name = request.job.id
-        on_its_way = self._open[name] = _Open(request, level, zero_s)
         began = max(time.monotonic() - zero_s, request.scheduled or 0.0)
+        on_its_way = self._open[name] = _Open(request, level, zero_s, began)
         kind = None
         try:
             await run_job(self._bench, request.job)
         except _NeverDue:
             return None
         except AdmissionClosed:
-            waits = RequestSample(scheduled=request.scheduled, waiting=True)
+            waits = RequestSample(scheduled=request.scheduled, asked=began, waiting=True)
             return Answer(waits) if self.clock() - zero_s >= began else None
         except StopRun as stop:
             kind = stop.fault.kind.value
@@ -216,14 +220,17 @@ class Engine:
             scheduled=found.request.scheduled,
             by_tokenizer=counted(outcome, _count),
         )
+        if sample.due is None:  # never sent: without a time it would leave goodput by the back door
+            sample = replace(sample, asked=found.asked_s)
+        self._uncosted |= sample.ok and record["runner"]["cost"] is None
         wanted = found.request.wants_text and isinstance(outcome, Completed) and sample.ok
         found.answer = Answer(sample, text_of(outcome.body) if wanted and isinstance(outcome, Completed) else None)
         record["runner"]["limiter_wait_s"] = round(sample.limiter_wait_s, 6)
         record["runner"]["load"] = {**found.level, **moments(sample)}
 
     def _check_cost(self) -> None:
-        if self._budget.limit is not None and self.metrics.unpriced:
-            self.drain.ask(4, "an answer's model has no price, so --max-cost can't be kept")
+        if self._budget.limit is not None and (self._uncosted or self.metrics.unpriced):
+            self.drain.ask(4, "an answer's model has no price, or it named no usage, so --max-cost can't be kept")
         elif (overdrawn := self._budget.overdrawn(self.metrics.cost)) is not None:
             self.drain.ask(4, overdrawn)
 

@@ -1,8 +1,9 @@
 """What a load test is asked to do, beside its settings: its levels, its prompts, its folder. Pure; travels as JSON.
 
 Everything is checked here, before anything is sent. A level's length: `--duration`, `--requests` or both, whichever
-ends first; a trace may have neither. By default a level lasts DEFAULT_DURATION_S, and a tenth of its time (at most
-MAX_WARMUP_S) is warm-up; with `--requests` alone there is none, so that n requests are n requests.
+ends first. With neither it lasts as long as its ramp, steps or trace say, else DEFAULT_DURATION_S. A tenth of its time
+(at most MAX_WARMUP_S) is warm-up; of so many requests, or of a whole trace, there is none, so that n requests are n
+requests.
 """
 
 from __future__ import annotations
@@ -131,7 +132,7 @@ class LoadOptions:
         """One level."""
         duration_s = _seconds("--duration", self.duration)
         if duration_s is None and self.requests is None and self.trace is None:
-            duration_s = DEFAULT_DURATION_S
+            duration_s = self._length_s or DEFAULT_DURATION_S
         cooldown_s = _seconds("--cooldown", self.cooldown) or 0.0
         warmup_s = _seconds("--warmup", self.warmup)
         if warmup_s is None:
@@ -198,6 +199,11 @@ class LoadOptions:
     @property
     def _arrivals(self) -> str:
         return "trace" if self.trace is not None else self.arrivals or "poisson"
+
+    @property
+    def _length_s(self) -> float | None:
+        """Of a ramp or of steps."""
+        return None if self.arrivals is None else parse_arrivals(self.arrivals, rate=1.0).length_s
 
     @property
     def _maximum(self) -> float:

@@ -3,10 +3,7 @@
 A `Distribution` is a sketch (quantiles within 1 %) with the exact mean and deviation beside it, and with a count of
 failures, which stand at +∞ where they are asked for: a server that fails its slow requests must not look fast.
 
-A percentile is shown only where n supports it: where the largest of n values is, with 95 % confidence, beyond it. By
-the lower Wilson bound of n out of n, n ÷ (n + z²) ≥ q, that takes n ≥ z²·q ÷ (1 − q): 4 for p50, 35 for p90, 73 for
-p95, 381 for p99, 3,838 for p99.9. MLPerf's rule (the percentile's rank within 1 − q, 99 % confidence) asks for about
-660 for p99.
+A percentile is shown only where n supports it (`sketch.needed`).
 
 Accepted: the gaps between chunks of one answer aren't independent, so that their n is larger than what it tells; where
 whole sketches were added (those gaps), the deviation is that of the buckets, which moves each value by 1 % at most.
@@ -18,19 +15,13 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
-from runner.sketch import LARGEST_S, RELATIVE_ERROR, Sketch
+from runner.sketch import LARGEST_S, RELATIVE_ERROR, Z_95, Sketch, needed
 
 PERCENTILES: Final = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p99_9": 0.999}
-_Z2: Final = 1.959964**2
 _GAMMA: Final = (1 + RELATIVE_ERROR) / (1 - RELATIVE_ERROR)
 """Ratio of a sketch's bucket edges: bucket i holds what is in (γ^(i−1), γ^i]."""
 HISTOGRAM_BINS: Final = 80
 """More than a chart can show."""
-
-
-def needed(q: float) -> int:
-    """How many values a percentile takes to be shown."""
-    return math.ceil(_Z2 * q / (1 - q))
 
 
 def at_rank(sketch: Sketch, rank: int) -> float | None:
@@ -206,7 +197,7 @@ def student_t(freedom: int) -> float:
     """The 97.5 % quantile of Student's t; beyond the table by its expansion (Abramowitz and Stegun, 26.7.5)."""
     if freedom <= len(_T_975):
         return _T_975[freedom - 1]
-    z = math.sqrt(_Z2)
+    z = Z_95
     return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
 
 

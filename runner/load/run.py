@@ -373,7 +373,7 @@ class _Test:
             return self._reason.exit_code
         if self._options.strict_client and any(level.client_bound for level in result.levels):
             return CLIENT_BOUND
-        return int(any(level.requests.sent and not level.requests.succeeded for level in result.levels))
+        return int(any(level.requests.offered and not level.requests.succeeded for level in result.levels))
 
 
 def _differences(found: dict[str, Any], asked: dict[str, Any]) -> list[str]:

@@ -74,6 +74,8 @@ class RequestSample:
     limiter_wait_s: float = 0.0
     waiting: bool = False
     """Whether it was still waiting for the user's own limits when the level was closed."""
+    asked: float | None = None
+    """When one that was never sent was asked for: in a closed loop it has no other time."""
     output_tokens_by_tokenizer: int | None = None
 
     @property
@@ -89,8 +91,8 @@ class RequestSample:
 
     @property
     def due(self) -> float | None:
-        """Which moment decides whether it counts: when it was due, in a closed loop when it was sent."""
-        moments = (self.scheduled, self.sent, self.admitted)
+        """Which moment decides whether it counts: when it was due, in a closed loop when it was sent or was to be."""
+        moments = (self.scheduled, self.sent, self.admitted, self.asked)
         return next((moment for moment in moments if moment is not None), None)
 
     @property

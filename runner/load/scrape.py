@@ -17,7 +17,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 import anyio
 
@@ -29,8 +29,6 @@ TIMEOUT_S: Final = 2.0
 """Of one poll; a server that is busy answers late, and the next poll is due."""
 MAX_BODY_BYTES: Final = 8 * 2**20
 """vLLM's page is below 1 MB."""
-MAX_POINTS: Final = 600
-"""Of a gauge's series, as of a level's timeline; beyond, every two are merged."""
 MAX_FAILURES: Final = 3
 """So many polls in a row that bring nothing, before anything came, end the polling."""
 
@@ -57,13 +55,6 @@ class ScrapeError(Exception):
     """Raised by a fetch when there are no metrics to be had; its message holds no URL."""
 
 
-class Point(NamedTuple):
-    """A gauge at one time, or the mean of several."""
-
-    t: float
-    value: float
-
-
 def parse(body: bytes) -> dict[str, float]:
     """The known gauges in a Prometheus text; whatever else it holds, and whatever is malformed, is passed over."""
     series: dict[str, dict[bytes, float]] = defaultdict(dict)
@@ -87,55 +78,39 @@ def _combined(name: str, values: list[float]) -> float:
 
 
 class GaugeRecord:
-    """One gauge: mean, largest and last of all polls, and a series of bounded length."""
+    """One gauge: mean, largest and last of all polls."""
 
-    __slots__ = ("_count", "_every", "_pending", "_total", "last", "max", "series")
+    __slots__ = ("_count", "_total", "last", "max")
 
     def __init__(self) -> None:
-        self.series: list[Point] = []
         self.max = -math.inf
         self.last = math.nan
         self._count = 0
         self._total = 0.0
-        self._every = 1
-        self._pending: list[Point] = []
 
-    def add(self, t: float, value: float) -> None:
+    def add(self, value: float) -> None:
         """Adds one poll's value."""
         self._count += 1
         self._total += value
         self.max, self.last = max(self.max, value), value
-        self._pending.append(Point(t, value))
-        if len(self._pending) == self._every:
-            self.series.append(_mean(self._pending))
-            self._pending = []
-        if len(self.series) > MAX_POINTS:
-            self.series = [_mean(self.series[i : i + 2]) for i in range(0, len(self.series), 2)]
-            self._every *= 2
 
     def summary(self) -> dict[str, float]:
         """What load.json holds: `{"mean", "max", "last"}`."""
         return {"mean": self._total / self._count, "max": self.max, "last": self.last}
 
 
-def _mean(points: list[Point]) -> Point:
-    return Point(points[0].t, math.fsum(point.value for point in points) / len(points))
-
-
 class Recorder:
     """All gauges of one level; a level begins with a new one."""
 
-    __slots__ = ("gauges", "polls")
+    __slots__ = ("gauges",)
 
     def __init__(self) -> None:
         self.gauges: dict[str, GaugeRecord] = {}
-        self.polls = 0
 
-    def add(self, t: float, values: dict[str, float]) -> None:
+    def add(self, values: dict[str, float]) -> None:
         """Adds one poll."""
-        self.polls += 1
         for name, value in values.items():
-            self.gauges.setdefault(name, GaugeRecord()).add(t, value)
+            self.gauges.setdefault(name, GaugeRecord()).add(value)
 
     def summary(self) -> dict[str, dict[str, float]] | None:
         """`server_metrics` of load.json; None where there was nothing."""
@@ -144,7 +119,7 @@ class Recorder:
 
 async def poll(
     fetch: Fetch,
-    recorder: Callable[[], tuple[Recorder, float]],
+    recorder: Callable[[], Recorder],
     warn: Callable[[str], None],
     *,
     interval_s: float = INTERVAL_S,
@@ -152,15 +127,14 @@ async def poll(
 ) -> None:
     """Polls until it is cancelled, or gives up with one warning when nothing comes from the start.
 
-    `recorder` says where values go now, and the level's time; it is asked after each answer, so that a level may change
-    while a poll is under way.
+    `recorder` says where values go now; it is asked after each answer, so that a level may change while a poll is under
+    way.
     """
     due, failures, came, warned = anyio.current_time(), 0, False, False
     while True:
         values, problem = await _one(fetch, timeout_s)
         if values:
-            into, t = recorder()
-            into.add(t, values)
+            recorder().add(values)
             failures, came = 0, True
         else:
             failures += 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -17,16 +16,10 @@ class Scraper:
 
     def __init__(self) -> None:
         self.recorder = Recorder()
-        self._began = time.monotonic()
 
     def begin(self) -> None:
         """A level begins."""
         self.recorder = Recorder()
-        self._began = time.monotonic()
-
-    def current(self) -> tuple[Recorder, float]:
-        """The recorder of now, and the level's time."""
-        return self.recorder, time.monotonic() - self._began
 
 
 @asynccontextmanager
@@ -37,6 +30,6 @@ async def scraping(url: str | None, warn: Callable[[str], None]) -> AsyncIterato
         return
     scraper = Scraper()
     async with httpx2.AsyncClient(follow_redirects=False) as client, anyio.create_task_group() as tasks:
-        tasks.start_soon(poll, fetcher(client, url), scraper.current, lambda text: warn(f"runner: {text}"))
+        tasks.start_soon(poll, fetcher(client, url), lambda: scraper.recorder, lambda text: warn(f"runner: {text}"))
         yield scraper
         tasks.cancel_scope.cancel()

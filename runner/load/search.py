@@ -28,8 +28,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple
 
-from runner.load.quantiles import needed
 from runner.load.verdict import Verdict
+from runner.sketch import needed
 
 GOAL: Final = 0.99
 RESOLUTION: Final = 0.05
@@ -91,7 +91,7 @@ class Found(NamedTuple):
     """What the tries say."""
 
     best: float | None
-    limited_by: Limit
+    limited_by: Limit | None  # None: the search has not ended
     agreed: bool  # no value was kept above one that wasn't
     reason: str
 
@@ -198,9 +198,9 @@ def outcome(plan: Plan, tried: Sequence[Try]) -> Found:
     return Found(low, limited_by, agreed, _reason(plan, tried, low, high, limited_by, agreed))
 
 
-def _limit(plan: Plan, tried: Sequence[Try], low: float | None, high: float | None, by_client: bool) -> Limit:
-    if len(tried) >= plan.max_tries and _wanted(plan, tried) is not None:
-        return "tries"
+def _limit(plan: Plan, tried: Sequence[Try], low: float | None, high: float | None, by_client: bool) -> Limit | None:
+    if _wanted(plan, tried) is not None:
+        return "tries" if len(tried) >= plan.max_tries else None
     if by_client:
         return "client"
     if low is None:
@@ -209,12 +209,13 @@ def _limit(plan: Plan, tried: Sequence[Try], low: float | None, high: float | No
 
 
 def _reason(
-    plan: Plan, tried: Sequence[Try], low: float | None, high: float | None, limited_by: Limit, agreed: bool
+    plan: Plan, tried: Sequence[Try], low: float | None, high: float | None, limited_by: Limit | None, agreed: bool
 ) -> str:
     """In words."""
     goal = f"{plan.goal:.4g} of the requests"
     best = f"{_shown(low)} kept the SLO for {goal}" if low is not None else f"nothing tried kept the SLO for {goal}"
     why = {
+        None: "the search has not ended",
         "slo": f"{_shown(high)} did not",
         "client": f"limited by the client: at {_shown(high)} it could not keep up, and what lies above is unknown",
         "maximum": "no higher value was to be tried",

@@ -64,6 +64,16 @@ class LevelSpec:
             self.warmup_s, min(ends_s, math.inf if self.duration_s is None else self.duration_s - self.cooldown_s)
         )
 
+    @property
+    def least_s(self) -> float:
+        """How long it lasts if nothing cuts it short and its answers are in before.
+
+        A time in which nothing is due any more, or in which all streams hold back, is a part of it.
+        """
+        if self.kind == "closed":
+            return 0.0 if self.requests is not None or self.duration_s is None else self.duration_s
+        return min((each for each in (self.duration_s, self.ends_s) if each is not None), default=0.0)
+
     def statistics(self, slo: Slo | None) -> LevelStatistics:
         """Empty ones."""
         return LevelStatistics(self.window, slo)

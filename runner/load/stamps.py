@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     Count = Callable[[Job], int]
 
 _MOMENTS: Final = (
-    *("scheduled", "admitted", "sent", "headers", "first_chunk", "first_content", "first_text", "last_content", "end"),
+    *("scheduled", "asked", "admitted", "sent", "headers"),
+    *("first_chunk", "first_content", "first_text", "last_content", "end"),
 )
 
 

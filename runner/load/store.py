@@ -25,19 +25,17 @@ import orjson
 from runner.digests import id_key
 from runner.errors import UsageError
 from runner.files import AppendFile, OsFiles, atomic_write, read_file
-from runner.folder import LOG, MANIFEST
+from runner.folder import FILES, MANIFEST
 from runner.load import html, results, sheet
 from runner.load.export import LAYOUTS, export
 from runner.load.results import LoadResult
-from runner.recovery import DELTAS, RESULTS, TORN, parse, read_lines, recover, start_afresh
+from runner.recovery import DELTAS, RESULTS, parse, read_lines, recover, start_afresh
 from runner.totals import Finished
 from runner.written import read_any
 
 LOAD_JSON: Final = "load.json"
 LOAD_CSV: Final = "load.csv"
 REPORT: Final = "report.html"
-FILES: Final = (RESULTS, DELTAS, TORN, LOAD_JSON, LOAD_CSV, REPORT, LOG, MANIFEST)
-"""What --fresh moves aside, with the exports. The manifest goes last: while it stands, another test is refused."""
 KIND: Final = "load"
 _NUMBER: Final = re.compile(r"#(\d+)(?:\.\d+)?\Z")
 _PART: Final = "part-{}"

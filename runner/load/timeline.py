@@ -14,9 +14,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
-from runner.load.quantiles import needed
 from runner.load.samples import RequestSample
-from runner.sketch import Sketch
+from runner.sketch import Sketch, needed
 
 MAX_STEPS: Final = 600
 STEADY: Final = 0.9

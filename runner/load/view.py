@@ -119,6 +119,7 @@ def _time(spec: LevelSpec, live: Live) -> str:
         sent = f"{live.sent:,}/{spec.requests:,} sent" if spec.requests is not None else f"{live.sent:,} sent"
         return f"{live.t_s:.0f} s, {sent}"
     if live.t_s > spec.duration_s:
-        most = "" if spec.drain_s is None else f" of at most {spec.drain_s:g}"
-        return f"waiting for answers, {live.t_s - spec.duration_s:.0f}{most} s"
+        # No "of at most": the drain counts from the last request, and not while requests wait for limits.
+        most = "" if spec.drain_s is None else f" (--drain {spec.drain_s:g} s)"
+        return f"waiting for answers, {live.t_s - spec.duration_s:.0f} s{most}"
     return f"{live.t_s:.0f}/{spec.duration_s:g} s"

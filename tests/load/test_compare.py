@@ -167,19 +167,19 @@ def test_the_interval_of_a_percentile_holds_the_true_one_at_least_95_times_in_a_
         values = [rng.lognormvariate(0, 0.5) for _ in range(200)]
         made = {"label": "4", "kind": "closed", "value": 4, "histograms": {"ttft": examples.bins(values)}}
         made["metrics"] = {"ttft": {"n": len(values)}}
-        found = noise.quantile_range(examples.result([made]).levels[0], "ttft", q)
+        found = noise.Noise(examples.result([made]).levels[0]).quantile("ttft", q)
         held += found is not None and found.low <= truth <= found.high
     assert held >= 186
 
 
 def test_a_tail_that_n_cannot_bound_has_no_interval():
     level = examples.healthy().levels[2]
-    assert noise.quantile_range(level, "ttft", 0.5) is not None
-    assert noise.quantile_range(level, "ttft", 0.999) is None
+    assert noise.Noise(level).quantile("ttft", 0.5) is not None
+    assert noise.Noise(level).quantile("ttft", 0.999) is None
     for n, bounded in ((400, False), (600, True)):
         made = {"label": "4", "kind": "closed", "value": 4, "metrics": {"ttft": {"n": n}}}
         made["histograms"] = {"ttft": examples.bins([1 + i / n for i in range(n)])}
-        found = noise.quantile_range(examples.result([made]).levels[0], "ttft", 0.99)
+        found = noise.Noise(examples.result([made]).levels[0]).quantile("ttft", 0.99)
         assert (found is not None) is bounded
 
 
@@ -202,9 +202,22 @@ def test_equal_runs_are_seldom_taken_for_different_ones_though_requests_wait_in_
     rng = random.Random(3)
     apart = 0
     for _ in range(100):
-        a, b = (noise.mean_range(waiting(rng, utilisation), "ttft") for _ in range(2))
+        a, b = (noise.Noise(waiting(rng, utilisation)).mean("ttft") for _ in range(2))
         apart += a is not None and b is not None and (a.high < b.low or b.high < a.low)
     assert apart <= 4
+
+
+def test_how_much_its_requests_depend_on_each_other_is_worked_out_once_a_level(monkeypatch):
+    asked, dependence = [], noise.dependence
+
+    def counted(level):
+        asked.append(level)
+        return dependence(level)
+
+    monkeypatch.setattr(noise, "dependence", counted)
+    a, b = examples.healthy(1), examples.healthy(2)
+    compare.compare(a, b)
+    assert len(asked) == len(a.levels) + len(b.levels)
 
 
 def test_what_cannot_be_held_against_itself_is_taken_as_independent():
@@ -214,7 +227,7 @@ def test_what_cannot_be_held_against_itself_is_taken_as_independent():
 
 def test_gaps_within_answers_do_not_count_as_independent():
     level = examples.healthy().levels[1]
-    wide = noise.mean_range(level, "icl")
+    wide = noise.Noise(level).mean("icl")
     assert wide is not None
     assert level.metric("icl").n > 40 * level.requests.succeeded
     naive = 1.96 * (level.metric("icl").stddev or 0) / level.metric("icl").n ** 0.5

@@ -16,7 +16,7 @@ from runner.load.pacer import Pacer
 from runner.load.sender import Workload
 from runner.load.spec import LevelSpec
 from runner.redact import Redactor
-from runner.settings import Settings
+from runner.settings import Price, Settings
 from runner.wiring import targets_of
 from tests.load.fakes import supply
 from tests.raw_server import listening
@@ -24,7 +24,11 @@ from tests.raw_server import listening
 LEVEL = {"level": "x", "repeat": 0, "run": 0}
 ANSWER = b'{"object": "chat.completion", "model": "m", "choices": [{"index": 0, "message": {"role": "assistant", '
 ANSWER += b'"content": "hello"}, "finish_reason": "stop"}], "usage": {"prompt_tokens": 1, "completion_tokens": 1}}'
-FOUND = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s" % (len(ANSWER), ANSWER)
+UNCOUNTED = ANSWER[: ANSWER.index(b', "usage"')] + b"}"
+FOUND, WITHOUT_USAGE = (
+    b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body)
+    for body in (ANSWER, UNCOUNTED)
+)
 FORBIDDEN = b"HTTP/1.1 401 No\r\ncontent-length: 0\r\n\r\n"
 REFUSED = b"HTTP/1.1 500 Oops\r\ncontent-length: 0\r\n\r\n"
 
@@ -127,6 +131,27 @@ async def test_a_request_without_an_answer_was_sent_when_it_was_posted_and_not_w
     assert record["runner"]["duration_s"] == pytest.approx(sample.end - sample.sent, abs=2e-6)
 
 
+@pytest.mark.parametrize(
+    ("answer", "model", "stops"), [(FOUND, "m", False), (FOUND, "x", True), (WITHOUT_USAGE, "m", True)]
+)
+async def test_an_answer_of_unknown_cost_stops_a_test_that_may_not_cost_more_than_so_much(
+    tmp_path, answer, model, stops
+):
+    prices = {model: Price(input=1.0, output=1.0)}
+    async with sending(Noting(answer), tmp_path, prices=prices, max_cost=1.0) as engine:
+        found = await engine.send(request(0, 0.0), LEVEL, time.monotonic())
+        assert found is not None
+        assert found.sample.ok
+        assert engine.drain.asked == stops
+
+
+async def test_a_failure_that_names_no_cost_stops_nothing(tmp_path):
+    prices = {"m": Price(input=1.0, output=1.0)}
+    async with sending(Noting(REFUSED), tmp_path, prices=prices, max_cost=1.0) as engine:
+        await engine.send(request(0, 0.0), LEVEL, time.monotonic())
+        assert not engine.drain.asked
+
+
 async def test_a_request_whose_answer_stops_the_test_was_sent_when_it_was_posted(tmp_path):
     async with sending(Noting(FORBIDDEN), tmp_path) as engine:
         found = await engine.send(request(0, 0.01), LEVEL, time.monotonic())
@@ -153,6 +178,28 @@ async def test_one_that_is_stopped_before_its_moment_is_not_sent_and_leaves_no_r
             assert await engine.send(request(0, 1e6), LEVEL, time.monotonic()) is None
     assert (server.arrived, engine.early) == ([], 0)
     assert stamps(tmp_path) == []
+
+
+async def test_one_of_a_closed_loop_that_can_never_be_sent_was_due_when_it_was_asked_for(tmp_path):
+    server = Noting()
+    async with sending(server, tmp_path, tpm=1) as engine:
+        found = await engine.send(request(0, None), LEVEL, time.monotonic() - 5.0)
+    assert found is not None
+    assert found.sample.ending == "dropped"
+    assert found.sample.due is not None
+    assert found.sample.due >= 5.0
+    assert server.arrived == []
+    assert stamps(tmp_path) == [{**LEVEL, "asked_s": pytest.approx(found.sample.due, abs=1e-6)}]
+
+
+async def test_one_of_a_closed_loop_that_waits_for_limits_at_the_end_was_due_when_it_was_asked_for(tmp_path):
+    async with sending(Noting(), tmp_path) as engine:
+        engine.drain.ask(130, "SIGINT")
+        found = await engine.send(request(0, None), LEVEL, time.monotonic() - 5.0)
+    assert found is not None
+    assert found.sample.ending == "waiting"
+    assert found.sample.due is not None
+    assert found.sample.due >= 5.0
 
 
 @pytest.mark.parametrize("is_due", [True, False])

@@ -32,6 +32,18 @@ def test_without_a_length_a_level_lasts_half_a_minute_and_a_tenth_is_warm_up():
     assert (first.duration_s, first.warmup_s, first.requests) == (30.0, 3.0, None)
 
 
+@pytest.mark.parametrize(("arrivals", "lasts_s"), [("ramp:1..50/60s", 60), ("step:10x30s,20x40s,poisson", 70)])
+def test_a_ramp_and_steps_last_as_long_as_they_say_unless_a_length_is_given(arrivals, lasts_s):
+    assert options(arrivals=arrivals).levels()[0].duration_s == lasts_s
+    assert options(arrivals=arrivals, duration="5m").levels()[0].duration_s == 300
+    assert options(arrivals=arrivals, requests=9).levels()[0].duration_s is None
+
+
+@pytest.mark.parametrize("arrivals", ["constant", "poisson", "gamma:0.5"])
+def test_a_rate_that_never_changes_says_no_length(arrivals):
+    assert options(rate="5", arrivals=arrivals).levels()[0].duration_s == 30
+
+
 def test_the_warm_up_has_a_bound_and_can_be_said():
     assert options(duration="10m").levels()[0].warmup_s == 5.0
     assert options(duration="10m", warmup="1m").levels()[0].warmup_s == 60.0

@@ -15,11 +15,10 @@ from runner.load.quantiles import (
     at_rank,
     histogram,
     interval,
-    needed,
     over_repeats,
     student_t,
 )
-from runner.sketch import Sketch
+from runner.sketch import Sketch, needed
 
 VALUES = st.lists(st.floats(1e-6, 1e4), min_size=1, max_size=100)
 

@@ -100,7 +100,13 @@ def test_throttled_are_kinds_of_fault():
 
 @pytest.mark.parametrize(
     ("changes", "due"),
-    [({}, 9.5), ({"scheduled": None}, 10.0), ({"scheduled": None, "sent": None}, 9.9), ({"sent": None}, 9.5)],
+    [
+        ({}, 9.5),
+        ({"scheduled": None}, 10.0),
+        ({"scheduled": None, "sent": None}, 9.9),
+        ({"sent": None}, 9.5),
+        ({"scheduled": None, "sent": None, "admitted": None, "asked": 9.7}, 9.7),
+    ],
 )
 def test_a_request_is_due_when_scheduled_in_a_closed_loop_when_sent(changes, due):
     assert answered(**changes).due == due

@@ -133,10 +133,10 @@ def test_a_bound_level_below_a_sound_one_was_a_hiccup():
 
 
 def test_a_bound_level_below_a_sound_miss_is_tried_again_and_caps_only_if_it_is_bound_again():
-    plan = Plan(start=16)
+    plan = Plan(start=16, confirmations=0)
     tried = [Try(24, 1.0, "ok"), Try(26, 0.4, "ok"), Try(25, 1.0, "client-bound")]
     assert next_value(plan, tried) == 25
-    assert outcome(plan, tried).limited_by == "slo"
+    assert outcome(plan, tried)[:2] == (24, None)
     assert outcome(plan, [*tried, Try(25, 0.9, "ok")]).best == 24
     again = outcome(plan, [*tried, Try(25, 1.0, "client-bound")])
     assert (again.best, again.limited_by) == (24, "client")
@@ -229,7 +229,7 @@ def test_before_the_first_try_nothing_is_known():
 
 
 def test_it_is_written_as_load_json_has_it():
-    plan = Plan(10, maximum=20)
+    plan = Plan(10, maximum=20, resolution=0.5, confirmations=0)
     tried = [Try(10, 1.0, "suspect", 900), Try(20, 1.0, "client-bound", 900)]
     found = report(plan, tried, {"ttft": 0.5})
     assert found["limited_by"] == "client"
@@ -253,3 +253,15 @@ def test_it_is_written_as_load_json_has_it():
 def test_what_can_not_be_searched_is_refused(wrong):
     with pytest.raises(ValueError, match=r"not a plan|whole number"):
         Plan(**wrong)
+
+
+def test_a_search_that_has_not_ended_does_not_say_what_limits_it():
+    plan = Plan(8, maximum=60)
+    found = outcome(plan, [Try(8, 1.0, "ok", 1_000)])
+    assert (found.best, found.limited_by) == (8, None)
+    assert found.reason == "8 kept the SLO for 0.99 of the requests; the search has not ended"
+    found = outcome(plan, [Try(8, 1.0, "ok", 1_000), Try(16, 0.5, "ok", 1_000)])
+    assert (found.best, found.limited_by) == (8, None)
+    assert found.reason == "8 kept the SLO for 0.99 of the requests; the search has not ended"
+    found = outcome(plan, [Try(8, 0.5, "ok", 1_000)])
+    assert found.reason == "nothing tried kept the SLO for 0.99 of the requests; the search has not ended"

@@ -6,6 +6,7 @@ import orjson
 import pytest
 
 from runner.errors import LockedError, UsageError
+from runner.folder import FILES
 from runner.load.store import Store
 from runner.lock import lock_folder
 from tests.load.examples import healthy
@@ -91,9 +92,22 @@ def test_fresh_moves_aside_what_is_there(tmp_path):
     (tmp_path / "results.jsonl").write_bytes(record("a#0"))
     (tmp_path / "load.json").write_bytes(b"{}")
     (tmp_path / "vllm-closed-2-0.json").write_bytes(b"{}")
+    (tmp_path / "summary.json").write_bytes(b"{}")  # the folder was that of a run
     store = Store(tmp_path)
     with lock_folder(store.path):
         store.start_afresh()
         assert store.recover().numbers == 0
     (old,) = tmp_path.glob("old-*")
-    assert {path.name for path in old.iterdir()} == {"results.jsonl", "load.json", "vllm-closed-2-0.json"}
+    assert {path.name for path in old.iterdir()} == {
+        "results.jsonl",
+        "load.json",
+        "vllm-closed-2-0.json",
+        "summary.json",
+    }
+
+
+def test_a_run_that_begins_afresh_in_its_folder_moves_its_files_aside_too(tmp_path):
+    store = Store(tmp_path)
+    store.write_manifest({"seed": 5})
+    store.write(healthy())
+    assert {path.name for path in tmp_path.iterdir()} <= set(FILES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import anyio
 import orjson
@@ -34,7 +35,12 @@ def test_a_level_of_so_many_requests_counts_them():
 
 
 def test_after_the_sending_it_says_that_answers_are_awaited():
-    assert "waiting for answers, 3 s" in shown(SPEC, 0, 1, LIVE._replace(t_s=33.0))
+    assert "waiting for answers, 3 s ·" in shown(SPEC, 0, 1, LIVE._replace(t_s=33.0))
+
+
+def test_while_requests_wait_for_limits_it_does_not_say_how_long_answers_are_waited_for_at_most():
+    spec = replace(SPEC, drain_s=5.0)
+    assert "waiting for answers, 22 s (--drain 5 s) ·" in shown(spec, 0, 1, LIVE._replace(t_s=52.0, waiting=53))
 
 
 def drawn(style, seconds=25.0, stream=None):
