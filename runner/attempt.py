@@ -113,7 +113,7 @@ class _Reader:
         self._result = Attempted(_NOT_ENDED, chunks=begun.chunks, sent_ns=time.monotonic_ns(), answer=begun.answer)
 
     def close(self) -> None:
-        """Hands on what has come, and forgets what was being read."""
+        """Forgets what was being read."""
         if self._stream is not None:
             self._stream.close()
 

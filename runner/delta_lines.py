@@ -50,7 +50,7 @@ class DeltaLines:
     def add(self, delta: Delta, t_s: float) -> None:
         """One delta, `t_s` seconds after the attempt was sent."""
         if self._keeps:
-            micros = round(t_s * 1e6)
+            micros = round(t_s * 1e9) // 1_000  # cut off, as below: of two that came together none was first
             payload = orjson.dumps(delta.payload)
             self._journal.delta(_DELTA_LINE % (self._head, self._seq, *divmod(micros, 1_000_000), payload))
         self._seq += 1

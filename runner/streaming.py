@@ -27,6 +27,8 @@ _STEADY: Final = 0.6
 _EVENT_END: Final = b"\n\n"
 _FEW: Final = 8
 """Events of one block that are as soon decoded as looked through for what they have in common."""
+_SHORTEST: Final = len(b'data: {"choices":[{"text":"x"}]}' + _EVENT_END)
+"""Of an event that brings text. What is shorter on the average is mostly blank lines and keep-alives."""
 _new = tuple.__new__  # a NamedTuple's own constructor is a Python function
 
 Block = tuple[bytes, int]
@@ -214,6 +216,8 @@ class Stream:
         if not self._answer.may_repeat or not self._decoder.is_idle:
             return []
         if not all(block.endswith(_EVENT_END) for block, _ in run):
+            return []
+        if sum([len(block) - _SHORTEST * block.count(_EVENT_END) for block, _ in run]) < 0:
             return []
         events = [(event + _EVENT_END, now_ns) for block, now_ns in run for event in block[:-2].split(_EVENT_END)]
         return events if self._answer.repeated is not None or len(events) > _FEW * len(run) else []

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import contextlib
+import gc
 import random
+import weakref
 
 import anyio
 import pytest
@@ -60,6 +63,31 @@ def test_throttled_attempts_have_a_bound_of_their_own():
     assert (count, fault) == (3 * THROTTLED_ATTEMPTS_FACTOR, THROTTLED)
     mixed = [THROTTLED, SERVER] * 4 + [SERVER]
     assert attempts(mixed, max_attempts=5)[0] == 9
+
+
+@pytest.mark.parametrize("failures", [1, 2, 5], ids=["a retry helps", "two do", "none does"])
+def test_what_failed_is_free_at_once(failures):
+    class Answer:
+        pass
+
+    kept = []
+
+    async def attempt():
+        answer = Answer()
+        kept.append(weakref.ref(answer))
+        if len(kept) <= failures:
+            raise AttemptFailed(SERVER)
+
+    async def main():
+        with contextlib.suppress(AttemptFailed):
+            await retrying(attempt, 5, rng=random.Random(0), sleep=anyio.sleep)
+        return [answer() for answer in kept]
+
+    gc.disable()
+    try:
+        assert run_virtual(main) == [None] * min(failures + 1, 5), "it waits for the garbage collector"
+    finally:
+        gc.enable()
 
 
 def test_one_attempt_means_no_retry():

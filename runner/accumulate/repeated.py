@@ -23,7 +23,6 @@ TRIES: Final = 8
 """Chunks in a row that are looked at for a template in vain."""
 
 _loads = orjson.loads
-_OTHER: Final = "\N{NULL}"
 _STRINGS: Final = {str}
 
 
@@ -51,8 +50,8 @@ class Repeated:
         # One call for all of them. A line feed can't stand in a JSON string, so none of these joints does; and as many
         # strings as pieces, nothing else beside them, mean that each piece is one string.
         joined = b",\n".join(written)
-        if joined.count(b"\n") >= len(written):
-            return None  # one of them is several events: orjson would refuse it, but takes ten times as long to say so
+        if joined.count(b"\n") >= len(written) or b"\r" in joined:
+            return None  # one of them is several lines, whose ends JSON takes for spaces
         try:
             texts: list[Any] = _loads(b"[%b]" % joined)
         except orjson.JSONDecodeError:
@@ -81,14 +80,16 @@ def repeated_of(data: bytes, delta: Delta, place: tuple[str, ...]) -> Repeated |
         delta.kind is not DeltaKind.TEXT
         or delta.payload.get(key) != delta.text
         or not _tells_nothing(delta.payload, key)
+        or b"\n" in data  # it came in several lines, each with a head of its own
     ):
         return None
     cut = _cut(data, key, delta.text)
     if cut is None:
         return None
-    (entry,) = _loads(cut[0] + orjson.dumps(_OTHER) + cut[1])["choices"]
+    other = delta.text + "x"
+    (entry,) = _loads(cut[0] + orjson.dumps(other) + cut[1])["choices"]
     container = entry.get(place[0]) if len(place) > 1 else entry
-    if container is None or container.get(key) != _OTHER or not _tells_nothing(entry, place[0]):
+    if container is None or container.get(key) != other or not _tells_nothing(entry, place[0]):
         return None
     return Repeated(*cut, delta.payload, key)
 

@@ -213,15 +213,16 @@ class Connection(asyncio.BufferedProtocol):
 
     def _look_up(self, body: Body) -> None:
         """Sees to what a read may have changed, which is nothing for most."""
-        if self._complete:
-            self._release(body)
-        elif self._unframed > MAX_HEAD_BYTES:
+        if self._unframed > MAX_HEAD_BYTES and not self._complete:
             self._fail(body, httpx2.RemoteProtocolError(f"more than {MAX_HEAD_BYTES} bytes of headers"))
             return
-        elif body.size > SOCKET_BLOCK_BYTES and not self._paused:
+        if self._complete:
+            self._release(body)
+        body.wake()
+        # Asked when it has been poured, if it is: nobody would start the socket again for what was taken.
+        if body.size > SOCKET_BLOCK_BYTES and not body.ended and not self._paused:
             self._paused = True
             cast("asyncio.Transport", self._transport).pause_reading()
-        body.wake()
 
     def _misunderstood(self, body: Body, error: Exception) -> None:
         if self._complete:

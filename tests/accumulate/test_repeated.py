@@ -15,6 +15,7 @@ from runner.accumulate import MalformedChunk, StreamError, for_stream
 from runner.accumulate.repeated import Repeated
 from runner.deltas import Texts
 from runner.jobs import Api
+from runner.sse import Decoder
 
 WRITERS = (
     orjson.dumps,
@@ -141,6 +142,36 @@ def test_the_text_is_that_which_is_read_and_none_that_looks_like_it():
     chunk = b'{"content":"x","choices":[{"delta":{"\\u0063ontent":"x"}}]}'
     texts = [delta.text for data in [chunk] * 3 + [chunk.replace(b':"x",', b':"y",')] for delta in take(answer, data)]
     assert texts == ["x"] * 4
+
+
+@pytest.mark.parametrize(
+    ("event", "garbage"),
+    [
+        (b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n', b'data: {"choices":[{"delta":{"content":"b"\r}}]}\n\n'),
+        (b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n', b'data: {"choices":[{"delta":{"content":\r"b"}}]}\n\n'),
+        (b'data: {"id":1,\ndata: "choices":[{"delta":{"content":"a"}}]}\n\n', None),
+    ],
+    ids=["a line that ends behind the text", "…before it", "events of two lines, then of two fields"],
+)
+def test_what_is_no_such_event_is_not_taken_for_one(event, garbage):
+    decoder, answer = Decoder(), for_stream(Api.CHAT)
+    garbage = garbage or event.replace(b"\ndata: ", b"\n")
+    for _ in range(3):
+        for name, data in decoder.feed(event):
+            answer.feed(name, data)
+    assert answer.repeated is None or answer.repeated.texts_of([garbage]) is None
+    ((name, data),) = decoder.feed(garbage)
+    with pytest.raises(MalformedChunk):
+        answer.feed(name, data)
+
+
+def test_the_text_that_is_tried_in_its_place_is_another_one():
+    """Of two texts under one name the last one counts."""
+    answer = for_stream(Api.CHAT)
+    chunk = b'{"choices":[{"delta":{"content":"\\u0000","content" :"\\u0000"}}]}'
+    for data in [chunk] * 3 + [chunk.replace(b':"\\u0000",', b':"x",')]:
+        take(answer, data)
+    assert answer.body()["choices"][0]["message"]["content"] == "\x00" * 4
 
 
 def test_a_stream_without_a_template_is_soon_left_alone(monkeypatch):

@@ -1,4 +1,4 @@
-"""Blocks that wait for each other: a steady stream is taken a tenth of a second at a time, and nothing else changes."""
+"""Blocks that wait for each other: a steady stream is taken a fifth of a second at a time, and nothing else changes."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from runner.jobs import StopAfter
 from runner.limits import DRAIN_TIMEOUT_S, GATHER_BYTES, GATHER_S, MAX_GATHER_S
 from runner.native.body import Body
 from runner.outcome import Completed, Failed
+from runner.sse import Decoder
 from runner.testing.virtual_time import run_virtual
 from tests.scripted import ListSink, chat_chunk, chat_job, sse
 
@@ -246,6 +247,23 @@ def test_a_block_of_several_events_says_what_they_say_one_by_one(seed):
         attempted, seen, _ = attempt([*script, (2.3, None)], sink=Seen(**sink), **job)
         found.append((attempted.outcome, attempted.chunks, seen.deltas, [round(came, 6) for _, came in seen.at]))
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("filler", [b"\n", b": ping\n\n"])
+def test_a_block_of_blank_lines_or_keep_alives_is_not_taken_apart(filler, monkeypatch):
+    """One by one 64 KiB of blank lines took a tenth of a second, in which no other stream got its turn."""
+    fed = []
+    feed = Decoder.feed
+
+    def noted(self, data):
+        fed.append(data)
+        return feed(self, data)
+
+    monkeypatch.setattr(Decoder, "feed", noted)
+    block = filler * 1_000 + b"\n\n"
+    attempted, _, _ = attempt([*steady([*TEXTS[:9], block, *TEXTS[9:20], FINISH, DONE]), (2, None)])
+    assert isinstance(attempted.outcome, Completed)
+    assert block in fed
 
 
 @pytest.mark.parametrize(("per_s", "waits_s"), [(5_000, GATHER_S), (2, 0.5), (0.1, MAX_GATHER_S)])

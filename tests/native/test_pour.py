@@ -12,6 +12,7 @@ import httpx2
 import pytest
 from hypothesis import given, strategies
 
+from runner.limits import GATHER_BYTES, SOCKET_BLOCK_BYTES
 from tests.native.fed import Wire
 from tests.native.servers import chunked, head, sized, turns
 
@@ -204,6 +205,24 @@ async def test_after_a_cancellation_nothing_more_is_taken():
         wire.feed(rest[100:])
         assert taken.blocks == []
         assert (await body.read()) == LONG  # it wasn't lost either
+
+
+async def test_a_burst_on_top_of_what_has_gathered_does_not_stop_the_socket():
+    """What is taken where it arrives has no reader who would start the socket again."""
+    gathered, burst = b"x" * (GATHER_BYTES - 1), b"y" * SOCKET_BLOCK_BYTES
+    first, rest = split(sized(gathered + burst + LONG))
+    async with asked(first) as (wire, body):
+        taken = Taken()
+        pouring = asyncio.ensure_future(body.pour(taken))
+        await turns()
+        body.gathers = True
+        wire.feed(rest[: len(gathered)])
+        assert taken.blocks == []
+        wire.feed(rest[len(gathered) : len(gathered + burst)])
+        assert taken.content == gathered + burst
+        assert not wire.transport.paused
+        wire.feed(rest[len(gathered + burst) :])
+        assert await pouring is False
 
 
 async def test_a_body_that_nobody_reads_stops_the_socket_and_pouring_starts_it_again():
