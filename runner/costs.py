@@ -10,6 +10,8 @@ from runner.outcome import Usage
 if TYPE_CHECKING:
     from runner.settings import Price
 
+COST_UNKNOWN = "an answer's model has no price, or the server named no usage, so --max-cost can't be kept"
+"""Why a run or a test ends that is to keep a cost."""
 _PER = 1_000_000
 
 

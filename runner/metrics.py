@@ -220,7 +220,7 @@ class RunMetrics:
 
     @property
     def unpriced(self) -> bool:
-        """Whether an answer with known usage had no price."""
+        """Whether an answer's cost isn't known."""
         return self.totals.unpriced > 0
 
     @property

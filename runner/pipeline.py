@@ -19,6 +19,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from runner import records, signals
+from runner.costs import COST_UNKNOWN
 from runner.digests import DigestMap, id_key
 from runner.drain import Drain
 from runner.handover import LOW, Handover
@@ -194,7 +195,7 @@ class Pipeline:
         if settings.max_failures is not None and metrics.failed >= settings.max_failures:
             self.drain.ask(4, f"{metrics.failed} jobs failed (--max-failures {settings.max_failures})")
         if settings.max_cost is not None and metrics.unpriced:
-            self.drain.ask(4, "an answer's model has no price, so --max-cost can't be kept")
+            self.drain.ask(4, COST_UNKNOWN)
         if settings.max_cost is not None and metrics.cost >= settings.max_cost:
             self.drain.ask(4, f"{metrics.cost:.2f} spent (--max-cost {settings.max_cost:g})")
 

@@ -103,6 +103,8 @@ def _reasons(retries: Any) -> list[str]:
     return [str(retry["reason"]) for retry in found if isinstance(retry, dict) and "reason" in retry]
 
 
+_NO_USAGE: Final = (None, "stop_after")
+"""Finishes: of no answer, and of one whose end, where the usage stands, nobody waited for."""
 _GET: Final = {name: attrgetter(name) for name in (*TOKENS, *TIMES, *GAPS)}
 
 
@@ -133,7 +135,7 @@ class Totals:
         self.tokens = dict.fromkeys(TOKENS, 0)
         self.cost: float | None = None
         self.unpriced = 0
-        """Answers whose usage is known and whose cost isn't."""
+        """Answers whose cost isn't known: no price, or no usage."""
         self.errors = Tally()
         self.finishes = Tally()
         self.retries = Tally()
@@ -148,7 +150,6 @@ class Totals:
         self.errors.note_all([job.error_code for job in jobs if job.error_code is not None])
         self.retries.note_all([reason for job in jobs for reason in job.retries])
         self._add_alike(jobs, jobs)
-        self.unpriced += sum([job.output_tokens is not None for job in jobs if job.cost is None])
         for name, sketch in self.times.items():
             values = map(_GET[name], jobs if name in WAITS else good)
             sketch.add_all([value for value in values if value is not None])
@@ -165,8 +166,6 @@ class Totals:
             self.errors.note_all(errors)
         self.retries.note_all([retry.reason for how in every for retry in how.retries])
         self._add_alike(every, [how.usage for how in every if how.usage is not None])
-        known = (how.usage for how in every if how.cost is None and how.usage is not None)
-        self.unpriced += sum(usage.output_tokens is not None for usage in known)
         self._add_all_times(every, good)
 
     def _add_alike(self, jobs: Sequence[Finished | How], usages: Sequence[object]) -> None:
@@ -176,6 +175,7 @@ class Totals:
         self.finishes.note_all([job.finish for job in jobs if job.finish is not None])
         for name in TOKENS:
             self.tokens[name] += sum(filter(None, map(_GET[name], usages)))
+        self.unpriced += sum([job.finish not in _NO_USAGE for job in jobs if job.cost is None])
         costs = [job.cost for job in jobs if job.cost is not None]
         if costs:
             self.cost = sum(costs, self.cost or 0.0)

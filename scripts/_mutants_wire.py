@@ -40,6 +40,18 @@ MUTANTS = (
         ),
     ),
     Mutant(
+        "stop the socket for bytes that are taken at once",
+        (
+            Edit("runner/native/connection.py", "        body.wake()\n        # Asked when", "        # Asked when"),
+            Edit(
+                "runner/native/connection.py",
+                '            cast("asyncio.Transport", self._transport).pause_reading()\n',
+                '            cast("asyncio.Transport", self._transport).pause_reading()\n        body.wake()\n',
+            ),
+        ),
+        ("tests/native/test_pour.py::test_a_burst_on_top_of_what_has_gathered_does_not_stop_the_socket",),
+    ),
+    Mutant(
         "success at the end of the stream",
         (
             Edit(

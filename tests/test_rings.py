@@ -17,7 +17,6 @@ import pytest
 from runner.attempt import run_attempt
 from runner.client import Client
 from runner.deadlines import Deadlines
-from runner.faults import Fault, FaultKind
 from runner.outcome import Failed
 from runner.retries import AttemptFailed, retrying
 from tests.raw_server import listening
@@ -119,18 +118,3 @@ async def test_a_job_that_failed_leaves_nothing_to_the_garbage_collector(name, t
             assert found == {}
         finally:
             await client.aclose()
-
-
-async def test_the_last_error_of_a_job_is_free_with_its_job():
-    async def fail():
-        raise AttemptFailed(Fault(FaultKind.SERVER_ERROR, "no"))
-
-    async def job():
-        try:
-            await retrying(fail, 3, rng=random.Random(1), sleep=at_once)
-        except AttemptFailed:
-            return
-
-    with collected() as found:
-        await job()
-    assert found == {}

@@ -232,6 +232,21 @@ def test_max_cost_stops_the_run_with_4(simulator, tmp_path):
     assert 0.2 <= sum(costs) < 1
 
 
+@pytest.mark.parametrize("stop_after", [None, {"chunks": 1}], ids=["whole", "stopped"])
+def test_max_cost_cannot_be_kept_where_no_usage_is_named_and_says_so(simulator, tmp_path, stop_after):
+    (tmp_path / "prices.toml").write_text(f'[prices."{MODEL}"]\ninput = 1.0\noutput = 1.0\n')
+    more = {} if stop_after is None else {"stop_after": stop_after}
+    path = write_jobs(tmp_path / "jobs.jsonl", [chat(i, **more) for i in range(40)])
+    options = ("--config", "prices.toml", "--max-cost", 100, "--concurrency", 1, "--stream-options", "none")
+    ended = run(path, *to(simulator, *options), cwd=tmp_path)
+    count = len(records(tmp_path / "results" / "jobs"))
+    if stop_after is None:
+        assert (ended.code, count < 40) == (4, True)
+        assert "the server named no usage" in ended.stderr
+    else:  # whoever closes a stream before its end asks for no usage
+        assert (ended.code, count) == (0, 40)
+
+
 def test_a_full_disk_is_74_and_one_line_and_the_next_run_completes(simulator, tmp_path):
     path = write_jobs(tmp_path / "jobs.jsonl", map(chat, range(100)))
 

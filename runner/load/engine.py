@@ -20,6 +20,7 @@ import anyio
 from runner import resources, tokens
 from runner.admission import Admission
 from runner.attempt import Attempted
+from runner.costs import COST_UNKNOWN
 from runner.drain import Drain
 from runner.files import OsFiles
 from runner.jobs import Job
@@ -93,8 +94,6 @@ class Engine:
         self.early = 0
         """Requests that are ready and wait for their moment."""
         self._budget = Budget(settings.max_cost, spent)
-        self._uncosted = False
-        """Whether an answer's cost isn't known: its model has no price, or the server named no usage."""
         self.pacer = Pacer()
         self.metrics = RunMetrics(time.monotonic, total=None)
         self.drain = Drain(self._admission, settings.grace)
@@ -222,15 +221,14 @@ class Engine:
         )
         if sample.due is None:  # never sent: without a time it would leave goodput by the back door
             sample = replace(sample, asked=found.asked_s)
-        self._uncosted |= sample.ok and record["runner"]["cost"] is None
         wanted = found.request.wants_text and isinstance(outcome, Completed) and sample.ok
         found.answer = Answer(sample, text_of(outcome.body) if wanted and isinstance(outcome, Completed) else None)
         record["runner"]["limiter_wait_s"] = round(sample.limiter_wait_s, 6)
         record["runner"]["load"] = {**found.level, **moments(sample)}
 
     def _check_cost(self) -> None:
-        if self._budget.limit is not None and (self._uncosted or self.metrics.unpriced):
-            self.drain.ask(4, "an answer's model has no price, or it named no usage, so --max-cost can't be kept")
+        if self._budget.limit is not None and self.metrics.unpriced:
+            self.drain.ask(4, COST_UNKNOWN)
         elif (overdrawn := self._budget.overdrawn(self.metrics.cost)) is not None:
             self.drain.ask(4, overdrawn)
 
