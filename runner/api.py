@@ -25,13 +25,14 @@ from runner.drain import Drain, Reason
 from runner.errors import DamagedOutputError, UsageError, first_of_ours
 from runner.escape import for_line
 from runner.files import OsFiles, output_errors
-from runner.folder import LOG, SUMMARY, Folder, held, open_folder, write_summary
+from runner.folder import FILES, LOG, SUMMARY, Folder, held, open_folder, write_summary
 from runner.journal import Journal
 from runner.limits import USUAL_STREAMS
 from runner.logs import log_to
 from runner.metrics import RunMetrics
 from runner.pipeline import Pipeline
 from runner.plan import Plan
+from runner.preflight import refuse_own_files
 from runner.primers import Primers
 from runner.progress import Echo, live_view
 from runner.recovery import RESULTS, Recovered
@@ -97,6 +98,9 @@ def execute(plan: Plan) -> int:
     """
     with hangup_ignored():
         result = anyio.run(run_plan, plan, backend_options=resources.event_loop())
+    ended = result.summary["run"]
+    if plan.settings.progress == "none" and ended["ended"] != "complete":  # otherwise the table has said it
+        _say("; ".join(filter(None, (f"runner: stopped: {ended['ended']}", ended["next"]))))
     return result.exit_code
 
 
@@ -108,6 +112,7 @@ async def run_plan(plan: Plan, *, handle_signals: bool = True) -> Result:
     """
     resources.raise_descriptor_limit()
     check_readable(plan.paths)
+    refuse_own_files(plan.paths, plan.out, FILES)
     try:
         async with targets_of(plan.settings, plan.simulate) as targets:
             redactor = redactor_for(targets)

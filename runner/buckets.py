@@ -280,11 +280,10 @@ def _grains(amount: float) -> float:
 
 
 class Sliding:
-    """A sum over the last seconds, kept in bins; what is in it is never forgotten early."""
+    """A sum over the last WINDOW_S, kept in bins; what is in it is never forgotten early."""
 
-    def __init__(self, clock: Callable[[], float], window_s: int = WINDOW_S) -> None:
+    def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._window_s = window_s
         self._bins: OrderedDict[int, float] = OrderedDict()  # by number, the oldest first
         self._latest = -math.inf  # number of the bin in which it was looked through last
         self._sum = 0.0
@@ -321,7 +320,7 @@ class Sliding:
         if number == self._latest:  # what was let in since then is younger
             return number
         self._latest = number
-        oldest = math.floor((now_s - self._window_s) / _BIN_S)  # part of this one may be younger than the window
+        oldest = math.floor((now_s - WINDOW_S) / _BIN_S)  # part of this one may be younger than the window
         if bins and next(iter(bins)) < oldest:
             while bins and next(iter(bins)) < oldest:
                 bins.popitem(last=False)
@@ -339,7 +338,7 @@ class Sliding:
         """When the oldest bin will be forgotten; inf when it is empty."""
         if not self._bins:
             return math.inf
-        return max(1e-3, (next(iter(self._bins)) + 1) * _BIN_S + self._window_s - self._clock())
+        return max(1e-3, (next(iter(self._bins)) + 1) * _BIN_S + WINDOW_S - self._clock())
 
 
 class _ServerCount:

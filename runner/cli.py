@@ -131,7 +131,6 @@ def settings_options(function: F) -> F:
     for option in reversed(
         (
             setting("--model", metavar="NAME", help="Model for lines that name none."),
-            setting("--concurrency", metavar="N|auto", help="Streams at once. [auto]"),
             setting("--rpm", metavar="N", help="Requests a minute."),
             setting("--tpm", metavar="N", help="Tokens a minute, input and reserved output."),
             setting("--reserve-output-tokens", metavar="N", help="Reserved for lines that name no maximum. [learned]"),
@@ -146,6 +145,7 @@ def settings_options(function: F) -> F:
 @click.argument("jobs", nargs=-1, required=True)
 @click.option("--out", metavar="DIR", help="Output folder. [results/<stem of JOBS>]")
 @settings_options
+@setting("--concurrency", metavar="N|auto", help="Streams at once. [auto]")
 @setting("--transport", type=click.Choice(["aiohttp", "native"]), help="What sends the requests. [native]")
 @click.option(
     "--simulate",
@@ -259,7 +259,10 @@ def tail(folder: Path, custom_id: str | None, follow: bool) -> int:
 
     if not folder.is_dir():
         raise UsageError(f"{folder}: there is no such folder")
-    return anyio.run(partial(follow_run, folder, custom_id, sys.stdout, follow=follow))
+    code = anyio.run(partial(follow_run, folder, custom_id, sys.stdout, follow=follow))
+    if code != 0:
+        Outlet(sys.stderr).write(f"runner: {for_terminal(f'{folder}: there is no record of {custom_id!r}')}\n")
+    return code
 
 
 @cli.command()

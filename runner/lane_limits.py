@@ -56,7 +56,7 @@ class LaneLimits:
                 need = need._replace(output_tokens=max(1, int(need.output_tokens - beyond)))
             elif beyond > 0 and measure.of(need) > 1:
                 window = "a day" if measure.window_s > 60 else "a minute"
-                raise NeverFits(f"needs about {measure.of(need):g} tokens, and the limit is {limit:g} {window}")
+                raise NeverFits(f"needs about {measure.of(need):,.0f} tokens, and the limit is {limit:,.10g} {window}")
         return need
 
     def _certain(self, tpm: float | None) -> list[tuple[Measure, float]]:

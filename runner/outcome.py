@@ -26,11 +26,6 @@ class Usage:
     reasoning_tokens: int = 0
     """The part of `output_tokens` that was reasoning."""
 
-    @property
-    def total_tokens(self) -> int:
-        """Input and output together."""
-        return self.input_tokens + self.output_tokens
-
 
 @dataclass(frozen=True, slots=True)
 class Completed:

@@ -52,7 +52,7 @@ class Reason(enum.Enum):
     INVALID_MESSAGES = "messages isn't a list of objects with a role"
     INVALID_PROMPT = "prompt or system isn't a string"
     INVALID_INPUT = "input is missing or of the wrong type"
-    INVALID_MODEL = "model isn't a string"
+    INVALID_MODEL = "model isn't a usable string"
     INVALID_N = "n isn't a usable number"
     INVALID_STREAM = "stream isn't true or false"
     INVALID_STREAM_OPTIONS = "stream_options isn't an object"
@@ -97,7 +97,7 @@ class JobParser:
 
     def _job(self, line: Line, value: dict[str, Any], given: str | None) -> Job:
         api, body = _form(value)
-        stream = _stream(api, value, body)
+        stream = _stream(api, value)
         _check_body(api, body)
         stop_after = _stop_after(value.get("stop_after"), stream)
         metadata = value.get("metadata")
@@ -282,7 +282,7 @@ def _short(body: dict[str, Any]) -> dict[str, Any]:
     return {"messages": messages, **body}
 
 
-def _stream(api: Api, value: dict[str, Any], body: dict[str, Any]) -> bool:
+def _stream(api: Api, value: dict[str, Any]) -> bool:
     inner = value["body"].get("stream") if isinstance(value.get("body"), dict) else None
     given = value.get("stream") if inner is None else inner
     if given is not None and not isinstance(given, bool):

@@ -197,7 +197,7 @@ class Pipeline:
         if settings.max_cost is not None and metrics.unpriced:
             self.drain.ask(4, COST_UNKNOWN)
         if settings.max_cost is not None and metrics.cost >= settings.max_cost:
-            self.drain.ask(4, f"{metrics.cost:.2f} spent (--max-cost {settings.max_cost:g})")
+            self.drain.ask(4, f"{metrics.cost:,.4f} spent (--max-cost {settings.max_cost:g})")
 
     # ── Reasons to stop ──────────────────────────────────────────────────────────────────────────────────────────
 

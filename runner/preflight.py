@@ -7,14 +7,30 @@ out whether all is done already, which is cheaper than to read the jobs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from runner.digests import DigestMap, id_key, id_keys
 from runner.errors import UsageError
 from runner.jobs import Job, Rejected
-from runner.source import JobSource, given_ids
+from runner.source import STDIN, JobSource, given_ids
 
 _SHOWN = 5
+
+
+def refuse_own_files(inputs: Iterable[str], folder: Path, names: Iterable[str]) -> None:
+    """Refuses inputs that are files which the run writes, by these names in its folder: they would be written over.
+
+    Raises:
+        UsageError: one of them is.
+    """
+    own = {os.path.realpath(folder / name) for name in names}
+    for path in inputs:
+        if path != STDIN and os.path.realpath(path) in own:
+            raise UsageError(
+                f"{path} is a file that the run itself writes: give it another name, or name another folder with --out"
+            )
 
 
 def asks_something_else(item: Job | Rejected, done: DigestMap) -> bool:

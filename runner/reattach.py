@@ -179,7 +179,7 @@ class BackgroundRun(JobRun):
     async def _send(self, ticket: Ticket) -> Attempted:
         attempted = await super()._send(ticket)
         if attempted.pending is not None:
-            self._take_pending(attempted, attempted.pending)
+            self._take_pending(attempted.pending)
             return attempted
         attempted.duration_s += self._offset_s
         if self._text.chunks:
@@ -188,7 +188,7 @@ class BackgroundRun(JobRun):
             self._judge(self._known, attempted, attempted.outcome)
         return attempted
 
-    def _take_pending(self, attempted: Attempted, shown: dict[str, Any]) -> None:
+    def _take_pending(self, shown: dict[str, Any]) -> None:
         """An answer in one piece says that it isn't finished; its id goes into deltas.jsonl like a stream's."""
         if not self._marked:
             self.delta(Delta(DeltaKind.EMPTY, {"type": f"response.{shown['status']}", "response": shown}), 0.0)

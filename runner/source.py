@@ -199,9 +199,9 @@ def open_input(path: str) -> Iterator[BinaryIO]:
     with input_errors(path):
         raw = _open_regular(path)
     with raw:
-        if path.endswith(".gz"):
+        if path.lower().endswith(".gz"):
             yield cast(BinaryIO, gzip.GzipFile(fileobj=raw))
-        elif path.endswith(".zst"):
+        elif path.lower().endswith(".zst"):
             yield io.BufferedReader(_ZstdFile(raw), READ_BLOCK_BYTES)
         else:
             yield io.BufferedReader(_AsLongAsItWas(raw), READ_BLOCK_BYTES)

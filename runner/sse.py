@@ -64,11 +64,6 @@ class Decoder:
         """Nothing is held: the next byte begins a line, and an event."""
 
     @property
-    def pending(self) -> bool:
-        """Whether bytes of an unfinished line or fields of an unclosed event are held: the stream ended inside one."""
-        return bool(self._line or self._blocks or self._name or self._head or self._data is not None)
-
-    @property
     def held(self) -> int:
         """Bytes of what has no end yet."""
         if self.is_idle:

@@ -77,8 +77,8 @@ async def tail(folder: Path, custom_id: str | None, stream: IO[str], *, follow: 
             elif line.get("custom_id") == custom_id:
                 out.write(_shown(line))
         for record in ended:
-            if custom_id is None or record.get("custom_id") == custom_id:
-                begun.discard(str(record.get("custom_id")))
+            if custom_id is None or _name(record) == custom_id:
+                begun.discard(_name(record))
                 out.write(_ending(record, alone=custom_id is not None))
                 if custom_id is not None:
                     return 0
@@ -120,8 +120,12 @@ def _ending(record: dict[str, Any], *, alone: bool) -> str:
     error = record.get("error")
     runner = record.get("runner") or {}
     end = str(runner.get("finish")) if error is None else f"failed: {error.get('code')}: {error.get('message')}"
-    name = str(record.get("custom_id") or record.get("id"))  # a line that can't be a job may have no custom_id
-    return f"\n[{for_line(end)}]\n" if alone else f"{for_line(name)}  {for_line(end)}\n"
+    return f"\n[{for_line(end)}]\n" if alone else f"{for_line(_name(record))}  {for_line(end)}\n"
+
+
+def _name(record: dict[str, Any]) -> str:
+    """A line that can't be a job may have no custom_id."""
+    return str(record.get("custom_id") or record.get("id"))
 
 
 def _is_running(folder: Path) -> bool:

@@ -27,11 +27,11 @@ def resolve(settings: Settings, env: Mapping[str, str] = os.environ) -> list[Tar
     """The endpoints that settings and environment name: one, or those of `endpoints`.
 
     Raises:
-        UsageError: there is no key for OpenAI (nothing is simulated unasked), or a URL can't be used.
+        UsageError: there is no key for OpenAI (nothing is simulated unasked), or a key or a URL can't be used.
     """
     if settings.endpoints:
         return [_one_of_several(each, env) for each in settings.endpoints]
-    key = env.get(settings.api_key_env, "").strip()
+    key = _key(settings.api_key_env, env)
     url, origin = settings.base_url, "--base-url"
     if url is None and env.get("OPENAI_BASE_URL"):
         url, origin = env["OPENAI_BASE_URL"], "OPENAI_BASE_URL"
@@ -48,8 +48,18 @@ def resolve(settings: Settings, env: Mapping[str, str] = os.environ) -> list[Tar
     return [Target(DEFAULT_BASE_URL, key, "default")]
 
 
+def _key(name: str, env: Mapping[str, str]) -> str:
+    """The key that a variable holds, without the end of its line; empty where there is none."""
+    key = env.get(name, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise UsageError(
+            f"environment variable {name}: the key has characters that can't be sent: curly quotes, a line's end, …"
+        )
+    return key
+
+
 def _one_of_several(endpoint: EndpointSettings, env: Mapping[str, str]) -> Target:
-    key = env.get(endpoint.api_key_env, "").strip()
+    key = _key(endpoint.api_key_env, env)
     if not key and (endpoint.base_url == DEFAULT_BASE_URL or endpoint.kind == "azure"):
         raise UsageError(
             f"endpoint {endpoint.name}: no API key: the environment variable {endpoint.api_key_env} is not set"

@@ -231,9 +231,12 @@ def environment_proxy(url: str) -> str | None:
 def _kind_of(proxy: str) -> str:
     """A proxy's scheme. Why its URL can't be read isn't said: it may hold the password."""
     try:
-        scheme, _ = urlsplit(proxy).scheme, urlsplit(proxy).port
+        parts = urlsplit(proxy)
+        scheme, host, _ = parts.scheme, parts.hostname, parts.port
     except ValueError:
         return "a URL that can't be read"
+    if scheme in ("http", "https") and not host:
+        return "without a host"
     return scheme or "without http://"
 
 

@@ -166,11 +166,11 @@ def test_what_was_used_beyond_the_reservation_is_paid_later():
 
 def test_a_job_larger_than_a_minute_never_fits():
     async def body(gate):
-        with pytest.raises(NeverFits, match="60001"):
-            await gate.acquire(60_001)
-        await gate.job("fits", 60_000)
+        with pytest.raises(NeverFits, match="about 1,234,567 tokens, and the limit is 1,000,000 a minute"):
+            await gate.acquire(1_234_567)
+        await gate.job("fits", 1_000_000)
 
-    in_gate(body, tpm=60_000)
+    in_gate(body, tpm=1_000_000)
 
 
 def test_a_guess_at_the_output_shrinks_to_what_a_minute_gives_but_what_was_asked_for_never_fits():
@@ -275,7 +275,7 @@ def test_a_waiting_job_learns_that_it_never_fits_but_not_from_one_header_alone()
             for _ in range(2):
                 gate.admission.answered(ticket, low)
             await anyio.sleep(1)
-            assert refused == ["needs about 5000 tokens, and the limit is 1000 a minute"]
+            assert refused == ["needs about 5,000 tokens, and the limit is 1,000 a minute"]
 
     in_gate(body)
 

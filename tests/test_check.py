@@ -3,10 +3,12 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+import click
 import orjson
 import pytest
 
 from runner.check import check, report
+from runner.cli import cli
 from runner.errors import InputError
 from runner.settings import ModelLimits, Price, Settings
 from tests.process import run, write_jobs
@@ -91,6 +93,17 @@ async def test_what_several_endpoints_allow_adds_up(tmp_path):
     found, text = await checked(tmp_path, *lines, endpoints=endpoints[1:])
     assert (found.not_served, found.ok) == (1, False)
     assert "not served    1" in text
+
+
+@pytest.mark.slow
+def test_every_option_that_check_offers_changes_what_it_says(tmp_path):
+    jobs = write_jobs(tmp_path / "jobs.jsonl", [{"prompt": "a"}])
+    values = {"model": "m", "rpm": 1, "tpm": 10, "reserve_output_tokens": 5, "config": "openai-tier-1"}
+    offered = {option.name for option in cli.commands["check"].params if isinstance(option, click.Option)}
+    assert offered == values.keys()
+    plain = run("check", jobs, cwd=tmp_path)
+    for name, value in values.items():
+        assert run("check", jobs, f"--{name.replace('_', '-')}", value, cwd=tmp_path).stdout != plain.stdout, name
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")

@@ -18,8 +18,6 @@ from runner.jobs import Api
 from tests.scripted import chat_job
 from tests.test_reattach import WORDS, numbered
 
-FIELDS = ("seq", "t", "delta")
-
 
 def job_of(name: str, *, digest: int = 1, stream: bool = True):
     return chat_job(id=name, api=Api.RESPONSES, body={"background": True}, digest=digest, stream=stream)

@@ -7,6 +7,7 @@ import orjson
 import pytest
 
 from runner import manifest
+from runner.api import run_plan
 from runner.errors import InputError, LockedError, OutputError, UsageError
 from runner.files import OsFiles, make_folder
 from runner.folder import FILES, held, open_folder, write_summary
@@ -28,6 +29,7 @@ from tests.memory_run import (
     record,
     run,
 )
+from tests.process import write_jobs
 
 JOBS = [f"j{n}" for n in range(4)]
 MANIFEST = OUT / "manifest.json"
@@ -212,6 +214,22 @@ def test_another_input_is_refused_and_nothing_is_touched(finished, world, tmp_pa
     with pytest.raises(UsageError, match=r"holds the run of .*jobs\.jsonl, not of .*other\.jsonl.*--out.*--fresh"):
         run(finished, other)
     assert finished.state() == state
+
+
+@pytest.mark.parametrize("name", FILES)
+async def test_a_jobs_file_that_the_run_would_write_over_is_refused_and_stays(tmp_path, name):
+    """…as it is, under whatever name: moved aside as torn, appended to or replaced it would have been."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    jobs = write_jobs(folder / name, [{"prompt": "a"}])
+    (tmp_path / "link").symlink_to(folder)
+    before = jobs.read_bytes()
+    for fresh in (False, True):
+        plan = Plan.of([str(jobs)], out=str(tmp_path / "link"), settings=Settings(), simulate="default", fresh=fresh)
+        with pytest.raises(UsageError, match=f"{name} is a file that the run itself writes.*--out"):
+            await run_plan(plan)
+    assert [path.name for path in folder.iterdir()] == [name]
+    assert jobs.read_bytes() == before
 
 
 def test_another_input_goes_with_fresh_and_what_was_there_is_kept(finished, world, tmp_path):

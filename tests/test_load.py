@@ -317,6 +317,15 @@ def test_a_slip_in_the_prompts_options_does_not_claim_the_folder_for_a_test_that
     load(tmp_path, *MADE, "--simulate", "--requests", "2", "--concurrency", "1")
 
 
+@pytest.mark.parametrize("option", [(), ("--sharegpt",), ("--synthetic", "--trace")])
+def test_an_input_that_the_test_would_write_over_is_refused_and_stays(tmp_path, option):
+    (tmp_path / "load.csv").write_text("timestamp\n0\n1\n")
+    ended = run("load", *option, "load.csv", "--simulate", "--out", ".", cwd=tmp_path)
+    assert ended.code == 2
+    assert "load.csv is a file that the run itself writes" in ended.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["load.csv"]
+
+
 def test_a_port_where_nobody_listens_is_refused_before_anything_is_measured(tmp_path):
     args = (*MADE, "--model", "m", "--base-url", "http://127.0.0.1:9/v1", "--concurrency", "1", "--requests", "2")
     ended = load(tmp_path, *args, code=1)

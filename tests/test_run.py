@@ -6,6 +6,7 @@ import fcntl
 import gzip
 import os
 import random
+import re
 import resource
 import signal
 import subprocess
@@ -209,27 +210,36 @@ def test_a_bad_key_stops_the_run_and_its_jobs_stay_for_the_next(simulator, tmp_p
     path = write_jobs(tmp_path / "jobs.jsonl", [chat(0, simulate={"fault": "http_401"}), *map(chat, range(1, 50))])
     ended = run(path, *to(simulator, "--concurrency", 1), cwd=tmp_path)
     assert ended.code == 4
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("runner: stopped: not_authorized: ")
     assert "not_authorized" in orjson.loads((tmp_path / "results/jobs/summary.json").read_bytes())["run"]["ended"]
     assert "job-0" not in by_id(tmp_path / "results" / "jobs")
     assert len(by_id(tmp_path / "results" / "jobs")) < 49
 
 
 @pytest.mark.parametrize("limit", [("--max-failures", 2), ("--deadline", "300ms")])
-def test_a_limit_of_the_user_stops_the_run_with_4(slow_simulator, tmp_path, limit):
+def test_a_limit_of_the_user_stops_the_run_with_4_and_a_line_that_names_it(slow_simulator, tmp_path, limit):
+    """The line is all that a scheduler's log has where nothing is shown."""
     jobs = [chat(i, simulate={"fault": "http_400"} if i % 2 else {}) for i in range(200)]
     path = write_jobs(tmp_path / "jobs.jsonl", jobs)
     ended = run(path, *to(slow_simulator, "--concurrency", 4, *limit), cwd=tmp_path)
     assert ended.code == 4, ended.stderr
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("runner: stopped: ")
+    assert limit[0] in line
+    assert line.endswith("; the same command again goes on where this run ended")
     assert 0 < len(by_id(tmp_path / "results" / "jobs")) < 200
 
 
 def test_max_cost_stops_the_run_with_4(simulator, tmp_path):
-    (tmp_path / "prices.toml").write_text(f'[prices."{MODEL}"]\ninput = 1000.0\noutput = 1000.0\n')
+    (tmp_path / "prices.toml").write_text(f'[prices."{MODEL}"]\ninput = 10.0\noutput = 10.0\n')
     path = write_jobs(tmp_path / "jobs.jsonl", map(chat, range(200)))
-    options = ("--config", "prices.toml", "--max-cost", 0.2, "--concurrency", 2)
-    assert run(path, *to(simulator, *options), cwd=tmp_path).code == 4
+    options = ("--config", "prices.toml", "--max-cost", 0.002, "--concurrency", 2)
+    ended = run(path, *to(simulator, *options), cwd=tmp_path)
+    assert ended.code == 4
+    assert re.match(r"runner: stopped: 0\.00[2-9]\d spent \(--max-cost 0\.002\); ", ended.stderr)
     costs = [record["runner"]["cost"] for record in records(tmp_path / "results" / "jobs")]
-    assert 0.2 <= sum(costs) < 1
+    assert 0.002 <= sum(costs) < 0.01
 
 
 @pytest.mark.parametrize("stop_after", [None, {"chunks": 1}], ids=["whole", "stopped"])

@@ -93,7 +93,9 @@ WAYS = {
     "b.jsonl.gz": gzip.compress(DATA),
     "c.jsonl.gz": halves(gzip.compress),
     "d.jsonl.gz": gzip.compress(b"", mtime=0) + gzip.compress(DATA) + b"\0" * 512,
+    "D.JSONL.GZ": gzip.compress(DATA),
     "e.jsonl.zst": zstandard.compress(DATA),
+    "e.jsonl.Zst": zstandard.compress(DATA),
     "f.jsonl.zst": halves(zstandard.compress),
     "g.jsonl.zst": zstandard.compress(b"") + SKIPPABLE + halves(streamed_zst) + SKIPPABLE,
 }

@@ -97,22 +97,23 @@ def test_events_are_those_of_the_sdk(stream: bytes, places: list[int]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stream", "pending"),
+    ("stream", "idle"),
     [
-        (b"", False),
-        (b"data: a\n\n", False),
-        (b"data: a\r\n\r", False),
-        (b": comment\n", False),
-        (b"data: a\n", True),
-        (b"data: a", True),
-        (b"event: e\n", True),
-        (b"\xef\xbb", True),
+        (b"", True),
+        (b"data: a\n\n", True),
+        (b"data: a\r\n\r\n", True),
+        (b": comment\n", True),
+        (b"data: a\r\n\r", False),  # a line feed that came next would belong to it
+        (b"data: a\n", False),
+        (b"data: a", False),
+        (b"event: e\n", False),
+        (b"\xef\xbb", False),
     ],
 )
-def test_pending_says_whether_the_stream_ended_inside_an_event(stream: bytes, pending: bool) -> None:
+def test_it_is_idle_when_the_next_byte_begins_an_event(stream: bytes, idle: bool) -> None:
     decoder = Decoder()
     decoder.feed(stream)
-    assert decoder.pending is pending
+    assert decoder.is_idle is idle
 
 
 def test_a_line_of_exactly_the_limit_passes_and_one_byte_more_does_not() -> None:

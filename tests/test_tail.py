@@ -11,6 +11,7 @@ import pytest
 from runner.errors import UsageError
 from runner.tail import _Growing, tail
 from runner.testing.virtual_time import run_virtual
+from tests.process import run
 
 
 def delta(job, text, **more):
@@ -44,6 +45,19 @@ def test_one_jobs_text_is_put_together_and_ends_with_its_finish(tmp_path):
     write(tmp_path / "deltas.jsonl", delta("a", "Hel"), delta("b", "other"), delta("a", "lo"))
     write(tmp_path / "results.jsonl", record("b"), record("a"))
     assert shown(tmp_path, "a") == (0, "Hello\n[stop]\n")
+
+
+def test_a_line_that_could_be_no_job_is_found_by_the_name_it_is_shown_under(tmp_path):
+    write(tmp_path / "results.jsonl", {**record("line-1", {"code": "invalid_json", "message": "m"}), "custom_id": None})
+    assert shown(tmp_path) == (0, "line-1  failed: invalid_json: m\n")
+    assert shown(tmp_path, "line-1") == (0, "\n[failed: invalid_json: m]\n")
+
+
+def test_a_job_that_nothing_is_known_of_is_said_to_be_so(tmp_path):
+    write(tmp_path / "results.jsonl", record("a"))
+    ended = run("tail", tmp_path, "b\x1b", cwd=tmp_path)
+    assert (ended.code, ended.stdout) == (1, "")
+    assert ended.stderr == f"runner: {tmp_path}: there is no record of 'b\\x1b'\n"
 
 
 def test_a_void_is_said(tmp_path):
@@ -104,10 +118,10 @@ def test_it_follows_while_the_lock_is_held_and_reads_what_came_last(tmp_path):
 
     async def body():
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(run)
+            tasks.start_soon(going_on)
             await tail(tmp_path, None, out)
 
-    async def run():
+    async def going_on():
         await anyio.sleep(1)
         write(tmp_path / "deltas.jsonl", delta("a", "x"), b'{"half":')
         await anyio.sleep(1)

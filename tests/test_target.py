@@ -20,6 +20,16 @@ def test_the_key_goes_to_openai_by_default():
     assert (found.base_url, found.api_key) == ("https://api.openai.com/v1", "k")
 
 
+@pytest.mark.parametrize("key", ["“sk-canary”", "sk-can\nary", "ключ", "sk-\x7f"])
+@pytest.mark.parametrize("settings", [Settings(base_url="http://h/v1"), Settings(endpoints=({"name": "one"},))])
+def test_a_key_that_no_header_can_carry_is_refused_without_being_shown(settings, key):
+    """Quotation marks from a document, half of a file: each job would fail by it, after all its attempts."""
+    with pytest.raises(UsageError, match="OPENAI_API_KEY") as refused:
+        resolve(settings, {"OPENAI_API_KEY": key})
+    assert key not in str(refused.value)
+    assert resolve(settings, {"OPENAI_API_KEY": " sk-k\r\n"})[0].api_key == "sk-k"  # the end of a line is no part of it
+
+
 def test_a_server_of_ones_own_needs_no_key():
     assert resolve(Settings(base_url="http://h/v1"), {})[0].base_url == "http://h/v1"
 

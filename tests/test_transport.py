@@ -45,6 +45,9 @@ def test_the_environment_names_the_proxy(monkeypatch, env, url, proxy):
         ("http://user:secret@p:99999", "can't be read"),
         ("http://user:secret@[p:1", "can't be read"),
         ("http://user:secret/@p:1", "can't be read"),
+        ("http://user:secret@:1", "without a host"),
+        ("http://", "without a host"),
+        ("localhost:8080", "localhost"),
     ],
 )
 def test_a_proxy_that_cannot_be_used_is_an_error_before_anything_is_sent(monkeypatch, proxy, said):

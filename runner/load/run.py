@@ -41,12 +41,13 @@ from runner.load.results import Calibration, Level, LoadResult
 from runner.load.scraping import Scraper, scraping
 from runner.load.sender import Workload
 from runner.load.spec import LevelSpec, describe_arrival
-from runner.load.store import Store
+from runner.load.store import FILES, Store
 from runner.load.view import Line, Now, live_line
 from runner.load.workload import describe, read_workload
 from runner.lock import lock_folder
 from runner.logs import log_to
 from runner.manifest import without_credentials
+from runner.preflight import refuse_own_files
 from runner.redact import Redactor
 from runner.settings import Settings
 from runner.signals import hangup_ignored
@@ -78,6 +79,8 @@ async def run_load(options: LoadOptions, settings: Settings, argv: list[str]) ->
         RunnerError: see `execute`.
     """
     resources.raise_descriptor_limit()
+    inputs = (*options.paths, *filter(None, (options.trace, options.sharegpt)))
+    refuse_own_files(inputs, options.folder, FILES)
     try:
         async with AsyncExitStack() as stack:
             store = Store(options.folder)
@@ -145,7 +148,7 @@ class _Test:
         base_url = None if self._options.simulate is None else targets[0].base_url
         manifest = self._opened()
         workload = await read_workload(self._options, manifest["seed"], manifest["salt"])
-        self._refuse_no_model(workload, base_url)
+        self._refuse_no_model(base_url)
         if self._wanted() is not None:
             await refuse_silence(targets)
         return _Asked(manifest, workload, targets, base_url)
@@ -215,7 +218,7 @@ class _Test:
         said: dict[str, Any] = self._settings.model_dump(mode="json", exclude=free)
         return {key: sorted(value) if key == "fail_on" else value for key, value in said.items()}
 
-    def _refuse_no_model(self, workload: Workload, base_url: str | None) -> None:
+    def _refuse_no_model(self, base_url: str | None) -> None:
         made = self._options.synthetic or self._options.sharegpt is not None
         if made and self._settings.model is None and base_url is None:
             raise UsageError("made-up prompts name no model: name one with --model")

@@ -46,9 +46,9 @@ def json_text(text: str) -> bytes:
     return orjson.dumps(text)
 
 
-def pieces(body: bytes, parts: int = 4) -> Iterator[Event]:
-    """A JSON answer in several writes: the scenarios treat its last part as its finish."""
-    size = -(-len(body) // parts)
+def pieces(body: bytes) -> Iterator[Event]:
+    """A JSON answer in four writes: the scenarios treat its last part as its finish."""
+    size = -(-len(body) // 4)
     for start in range(0, len(body), size):
         last = start + size >= len(body)
         yield Event(Kind.FINISH if last else Kind.CONTENT, body[start : start + size])

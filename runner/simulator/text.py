@@ -94,7 +94,7 @@ def reasoning_length(effort: object) -> int:
     return _REASONING_TOKENS.get(effort, 16) if isinstance(effort, str) else 16
 
 
-def fragments(text: str, size: int = 7) -> list[str]:
+def fragments(text: str) -> list[str]:
     """Arguments or JSON as tokens, so that they arrive in several deltas; at least two where there is enough."""
-    size = max(1, min(size, len(text) // 2))
+    size = max(1, min(7, len(text) // 2))
     return [text[i : i + size] for i in range(0, len(text), size)]
