@@ -28,7 +28,7 @@ import orjson
 from runner import resources, signals
 from runner.drain import Reason
 from runner.errors import UsageError, first_of_ours
-from runner.folder import LOG
+from runner.folder import FILES, LOG
 from runner.load import assemble, search, table
 from runner.load.budget import Budget
 from runner.load.calibrate import calibrate
@@ -41,7 +41,7 @@ from runner.load.results import Calibration, Level, LoadResult
 from runner.load.scraping import Scraper, scraping
 from runner.load.sender import Workload
 from runner.load.spec import LevelSpec, describe_arrival
-from runner.load.store import FILES, Store
+from runner.load.store import Store
 from runner.load.view import Line, Now, live_line
 from runner.load.workload import describe, read_workload
 from runner.lock import lock_folder
