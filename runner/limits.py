@@ -64,7 +64,7 @@ GATHER_S: Final = 0.2
 """Blocks of a steady stream are taken together when the first of them is so old…"""
 GATHER_BYTES: Final = 16 * KIB
 """…or when they are so large."""
-GATHERED_PER_S: Final = 5_000
+GATHERED_PER_S: Final = 1_250
 """Where so many streams are open that this might be done more often, they gather for longer…"""
 MAX_GATHER_S: Final = 1.0
 """…up to this."""
