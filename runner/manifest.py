@@ -24,6 +24,8 @@ from runner.reservation import Reservation
 from runner.settings import Settings
 
 SCHEMA: Final = 1
+LOAD_TEST: Final = "load"
+"""`kind` of a load test's manifest, which is another one; a run's has none."""
 _VERSIONS: Final = ("openai", "httpx2", "aiohttp", "anyio", "tenacity", "aiolimiter", "orjson")
 
 
@@ -77,6 +79,11 @@ def load(data: bytes, path: Path) -> dict[str, Any]:
         found = orjson.loads(data)
     except orjson.JSONDecodeError:
         found = None
+    if isinstance(found, dict) and found.get("kind") == LOAD_TEST:
+        raise UsageError(
+            f"{path.parent} holds a load test: name another folder with --out, or start anew with --fresh (what is "
+            "there is kept aside)"
+        )
     if not isinstance(found, dict) or not _is_ours(found):
         raise UsageError(f"{path} is not a manifest of this program; move the folder away, or use --fresh or --out")
     schema = found.get("schema", SCHEMA)

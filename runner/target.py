@@ -10,6 +10,7 @@ from runner.errors import UsageError
 from runner.settings import DEFAULT_BASE_URL, EndpointSettings, Settings, problem_with_url
 
 _NO_KEY = "no-key"
+_SENT_BY_THE_SDK = ("OPENAI_ORG_ID", "OPENAI_PROJECT_ID")
 
 
 class Target(NamedTuple):
@@ -29,6 +30,8 @@ def resolve(settings: Settings, env: Mapping[str, str] = os.environ) -> list[Tar
     Raises:
         UsageError: there is no key for OpenAI (nothing is simulated unasked), or a key or a URL can't be used.
     """
+    for name in _SENT_BY_THE_SDK:
+        _key(name, env)
     if settings.endpoints:
         return [_one_of_several(each, env) for each in settings.endpoints]
     key = _key(settings.api_key_env, env)
@@ -49,11 +52,11 @@ def resolve(settings: Settings, env: Mapping[str, str] = os.environ) -> list[Tar
 
 
 def _key(name: str, env: Mapping[str, str]) -> str:
-    """The key that a variable holds, without the end of its line; empty where there is none."""
+    """The key or name that a variable holds, without the end of its line; empty where there is none."""
     key = env.get(name, "").strip()
     if not (key.isascii() and key.isprintable()):
         raise UsageError(
-            f"environment variable {name}: the key has characters that can't be sent: curly quotes, a line's end, …"
+            f"environment variable {name}: it has characters that can't be sent: curly quotes, a line's end, …"
         )
     return key
 

@@ -250,6 +250,12 @@ def test_a_manifest_that_is_none_is_refused(finished, world, data):
         opened(finished, world)
 
 
+def test_the_folder_of_a_load_test_is_refused_by_that_name(finished, world):
+    finished.put(MANIFEST, b'{"kind": "load", "seed": 1}')
+    with pytest.raises(UsageError, match=r"holds a load test.*--fresh"):
+        opened(finished, world)
+
+
 def test_a_missing_jobs_file_is_an_input_error(world):
     fs = MemoryFiles()
     make_folder(fs, OUT)

@@ -30,6 +30,14 @@ def test_a_key_that_no_header_can_carry_is_refused_without_being_shown(settings,
     assert resolve(settings, {"OPENAI_API_KEY": " sk-k\r\n"})[0].api_key == "sk-k"  # the end of a line is no part of it
 
 
+@pytest.mark.parametrize("name", ["OPENAI_ORG_ID", "OPENAI_PROJECT_ID"])
+@pytest.mark.parametrize("settings", [Settings(base_url="http://h/v1"), Settings(endpoints=({"name": "one"},))])
+def test_what_else_goes_into_headers_is_looked_at_too(settings, name):
+    with pytest.raises(UsageError, match=name):
+        resolve(settings, {"OPENAI_API_KEY": "k", name: "proj_ü"})
+    assert resolve(settings, {"OPENAI_API_KEY": "k", name: "proj_1"})
+
+
 def test_a_server_of_ones_own_needs_no_key():
     assert resolve(Settings(base_url="http://h/v1"), {})[0].base_url == "http://h/v1"
 

@@ -29,6 +29,7 @@ from runner.folder import FILES, MANIFEST
 from runner.load import html, results, sheet
 from runner.load.export import LAYOUTS, export
 from runner.load.results import LoadResult
+from runner.manifest import LOAD_TEST
 from runner.recovery import DELTAS, RESULTS, parse, read_lines, recover, start_afresh
 from runner.totals import Finished
 from runner.written import read_any
@@ -36,7 +37,6 @@ from runner.written import read_any
 LOAD_JSON: Final = "load.json"
 LOAD_CSV: Final = "load.csv"
 REPORT: Final = "report.html"
-KIND: Final = "load"
 _NUMBER: Final = re.compile(r"#(\d+)(?:\.\d+)?\Z")
 _PART: Final = "part-{}"
 _MAX_PARTS: Final = 256
@@ -76,13 +76,13 @@ class Store:
             found = orjson.loads(data)
         except orjson.JSONDecodeError:
             found = None
-        if not isinstance(found, dict) or found.get("kind") != KIND:
+        if not isinstance(found, dict) or found.get("kind") != LOAD_TEST:
             raise UsageError(f"{self.path} holds a run, not a load test: name another folder with --out")
         return found
 
     def write_manifest(self, manifest: dict[str, Any]) -> None:
         """Says whose the folder is."""
-        data = orjson.dumps({"kind": KIND, **manifest}, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+        data = orjson.dumps({"kind": LOAD_TEST, **manifest}, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
         atomic_write(self.fs, self.path / MANIFEST, data)
 
     def earlier(self) -> LoadResult | None:
