@@ -43,11 +43,10 @@ T = TypeVar("T")
 MANIFEST: Final = "manifest.json"
 SUMMARY: Final = "summary.json"
 LOG: Final = "run.log"
-FILES: Final = (
-    *(RESULTS, DELTAS, TORN, SUPERSEDED, SUMMARY, LOG),
-    *("load.json", "load.csv", "report.html"),
-    MANIFEST,
-)
+LOAD_JSON: Final = "load.json"
+LOAD_CSV: Final = "load.csv"
+REPORT: Final = "report.html"
+FILES: Final = (RESULTS, DELTAS, TORN, SUPERSEDED, SUMMARY, LOG, LOAD_JSON, LOAD_CSV, REPORT, MANIFEST)
 """What --fresh moves aside, of a run and of a load test: the folder may have been that of the other. The manifest goes
 last: while it stands, another input or test is still refused."""
 

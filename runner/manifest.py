@@ -26,6 +26,8 @@ from runner.settings import Settings
 SCHEMA: Final = 1
 LOAD_TEST: Final = "load"
 """`kind` of a load test's manifest, which is another one; a run's has none."""
+ELSEWHERE: Final = "name another folder with --out, or start anew with --fresh (what is there is kept aside)"
+"""What to do about a folder that holds something else."""
 _VERSIONS: Final = ("openai", "httpx2", "aiohttp", "anyio", "tenacity", "aiolimiter", "orjson")
 
 
@@ -80,17 +82,14 @@ def load(data: bytes, path: Path) -> dict[str, Any]:
     except orjson.JSONDecodeError:
         found = None
     if isinstance(found, dict) and found.get("kind") == LOAD_TEST:
-        raise UsageError(
-            f"{path.parent} holds a load test: name another folder with --out, or start anew with --fresh (what is "
-            "there is kept aside)"
-        )
+        raise UsageError(f"{path.parent} holds a load test: {ELSEWHERE}")
     if not isinstance(found, dict) or not _is_ours(found):
         raise UsageError(f"{path} is not a manifest of this program; move the folder away, or use --fresh or --out")
     schema = found.get("schema", SCHEMA)
     if not isinstance(schema, int) or schema > SCHEMA:
         raise UsageError(
-            f"{path} was written by a later version (runner {found.get('runner', '?')}): go on with that one, name "
-            "another folder with --out, or start anew with --fresh (what is there is kept aside)"
+            f"{path} was written by a later version (runner {found.get('runner', '?')}): go on with that one, "
+            f"{ELSEWHERE}"
         )
     return found
 
@@ -119,7 +118,7 @@ def check_same_input(old: dict[str, Any], described: dict[str, Any], folder: Pat
         return
     raise UsageError(
         f"{folder} holds the run of {', '.join(before.get('paths', ['?']))}, not of {', '.join(described['paths'])}: "
-        "name another folder with --out, or start anew with --fresh (what is there is kept aside)"
+        f"{ELSEWHERE}"
     )
 
 
@@ -132,10 +131,7 @@ def check_same_origin(old: dict[str, Any], *, simulated: bool, folder: Path) -> 
     if bool(old.get("synthetic")) == simulated:
         return
     kinds = ("simulated", "real") if not simulated else ("real", "simulated")
-    raise UsageError(
-        f"{folder} holds {kinds[0]} answers, and this run's are {kinds[1]}: name another folder with --out, or start "
-        "anew with --fresh (what is there is kept aside)"
-    )
+    raise UsageError(f"{folder} holds {kinds[0]} answers, and this run's are {kinds[1]}: {ELSEWHERE}")
 
 
 def unchanged(old: dict[str, Any], described: dict[str, Any]) -> bool:

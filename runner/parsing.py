@@ -22,7 +22,7 @@ from typing import Any, Final
 
 import orjson
 
-from runner.digests import DigestMap, DigestSet, digest64
+from runner.digests import DigestMap, DigestSet, digest64, id_key
 from runner.jobs import Api, Job, Rejected, StopAfter
 from runner.limits import MAX_CHOICES, MAX_CUSTOM_ID_CHARS, MAX_JSON_DEPTH, MAX_JSON_VALUES, MAX_LINE_BYTES
 from runner.lines import Line
@@ -118,7 +118,7 @@ class JobParser:
 
     def _claimed(self, given: str | None) -> str | None:
         """The same, once and never again."""
-        if given is not None and not self._seen.add(_id_key(given)):
+        if given is not None and not self._seen.add(id_key(given)):
             raise _Reject(Reason.DUPLICATE_CUSTOM_ID, _shown(given))
         return given
 
@@ -129,16 +129,16 @@ class JobParser:
     def _derived_id(self, content: bytes) -> str:
         """The id of a line that has none. The id of the first occurrence also counts the others: one entry a line."""
         first = _derived("job", content, 0)
-        while occurrence := self._count(_id_key(first)):
+        while occurrence := self._count(id_key(first)):
             name = _derived("job", content, occurrence)
             # A line may have been given this very id by hand; then it is that line's.
-            if not self._count(_id_key(name)):
+            if not self._count(id_key(name)):
                 return name
         return first
 
     def _rejected(self, line: Line, error: _Reject, given: str | None, metadata: Any) -> Rejected:
         raw = line.digest if line.data is None else line.data
-        occurrence = self._count(digest64(b"line\0" + raw))
+        occurrence = self._count(digest64(b"\xff" + raw))  # in UTF-8 no id begins so
         detail = f" ({error.detail})" if error.detail else ""
         # A file name is bytes: what isn't UTF-8 in it stands in the text as a lone surrogate, which JSON can't hold.
         source = self.source.encode("utf-8", "backslashreplace").decode()
@@ -150,10 +150,6 @@ class JobParser:
             custom_id=given,
             metadata=metadata,
         )
-
-
-def _id_key(name: str) -> int:
-    return digest64(b"id\0" + name.encode())
 
 
 def _derived(kind: str, content: bytes, occurrence: int) -> str:

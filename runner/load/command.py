@@ -14,11 +14,11 @@ from typing import Any, Final
 
 from runner.errors import InputError, UsageError
 from runner.files import OsFiles, atomic_write
+from runner.folder import LOAD_JSON
 from runner.load import compare as comparing
 from runner.load import results
 from runner.load.options import LoadOptions
 from runner.load.results import LoadResult
-from runner.load.store import LOAD_JSON
 from runner.settings import load
 from runner.terminal import Outlet, console
 

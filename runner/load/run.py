@@ -46,7 +46,7 @@ from runner.load.view import Line, Now, live_line
 from runner.load.workload import describe, read_workload
 from runner.lock import lock_folder
 from runner.logs import log_to
-from runner.manifest import without_credentials
+from runner.manifest import ELSEWHERE, without_credentials
 from runner.preflight import refuse_own_files
 from runner.redact import Redactor
 from runner.settings import Settings
@@ -201,10 +201,7 @@ class _Test:
             return {"seed": seed, "salt": f"{secrets.randbits(64):x}", "started": _now(), "resumes": 0, **asked}
         different = _differences(found, _plain(asked))
         if different:
-            raise UsageError(
-                f"{self._store.path} holds another load test ({', '.join(different)}): name another folder with "
-                "--out, or start anew with --fresh (what is there is kept aside)"
-            )
+            raise UsageError(f"{self._store.path} holds another load test ({', '.join(different)}): {ELSEWHERE}")
         earlier = self._store.earlier()
         if earlier is not None:
             self._levels = [level for level in earlier.levels if level.complete]

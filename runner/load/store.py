@@ -25,7 +25,7 @@ import orjson
 from runner.digests import id_key
 from runner.errors import UsageError
 from runner.files import AppendFile, OsFiles, atomic_write, read_file
-from runner.folder import FILES, MANIFEST
+from runner.folder import FILES, LOAD_CSV, LOAD_JSON, MANIFEST, REPORT
 from runner.load import html, results, sheet
 from runner.load.export import LAYOUTS, export
 from runner.load.results import LoadResult
@@ -34,9 +34,6 @@ from runner.recovery import DELTAS, RESULTS, parse, read_lines, recover, start_a
 from runner.totals import Finished
 from runner.written import read_any
 
-LOAD_JSON: Final = "load.json"
-LOAD_CSV: Final = "load.csv"
-REPORT: Final = "report.html"
 _NUMBER: Final = re.compile(r"#(\d+)(?:\.\d+)?\Z")
 _PART: Final = "part-{}"
 _MAX_PARTS: Final = 256
