@@ -31,8 +31,8 @@ _SHORTEST: Final = len(b'data: {"choices":[{"text":"x"}]}' + _EVENT_END)
 """Of an event that brings text. What is shorter on the average is mostly blank lines and keep-alives."""
 _new = tuple.__new__  # a NamedTuple's own constructor is a Python function
 
-Block = tuple[bytes, int]
-"""A piece of a body, and when it arrived (monotonic, in nanoseconds)."""
+Run = tuple[list[bytes], list[int]]
+"""Pieces of a body, and when each arrived (monotonic, in nanoseconds)."""
 
 
 class Sink(Protocol):
@@ -113,7 +113,7 @@ class Stream:
         self._is_live = sink.is_live or stop_after is not None
         self._decoder = sse.Decoder(reading.allowance.bound)
         self._size = 0
-        self._untaken: list[Block] = []  # what waits for the disk
+        self._untaken: Run = [], []  # what waits for the disk
         self._now_ns = 0  # when the last block arrived…
         self._gap_ns = 0  # …and how long after the one before
         self._held = (0, 0)
@@ -125,25 +125,25 @@ class Stream:
         self.stopped = False
         """…because the job said so."""
 
-    def take(self, blocks: list[Block]) -> bool:
+    def take(self, blocks: list[bytes], arrived_ns: list[int]) -> bool:
         """Takes what has arrived (see `Take`); True when nothing more is wanted, or the disk is behind.
 
         Raises:
             FaultFound: it can't become an answer.
         """
         if not self._size:
-            self._result.first_chunk_ns = blocks[0][1]
-        before_ns = blocks[-2][1] if len(blocks) > 1 else self._now_ns
-        self._now_ns = blocks[-1][1]
+            self._result.first_chunk_ns = arrived_ns[0]
+        before_ns = arrived_ns[-2] if len(blocks) > 1 else self._now_ns
+        self._now_ns = arrived_ns[-1]
         self._gap_ns = self._now_ns - before_ns
-        self._untaken = blocks
+        self._untaken = blocks, arrived_ns
         return self.go_on()
 
     def go_on(self) -> bool:
         """Takes the rest of that, slice by slice where it is much; True as `take`."""
         self.behind = False
-        while self._untaken and not self.behind:
-            self.over = self._take_slice(self._next_slice())
+        while self._untaken[0] and not self.behind:
+            self.over = self._take_slice(*self._next_slice())
             if self.over:
                 return True
             self._bound()
@@ -151,12 +151,12 @@ class Stream:
         self._body.gathers = is_steady and not self._is_live and self._answer.repeated is not None
         return self.behind
 
-    def _next_slice(self) -> list[Block]:
+    def _next_slice(self) -> Run:
         """Up to SLICE_BYTES of what is to be taken."""
-        untaken, self._untaken = self._untaken, []
-        size = sum([len(block) for block, _ in untaken])
+        untaken, self._untaken = self._untaken, ([], [])
+        size = sum(map(len, untaken[0]))
         if size > SLICE_BYTES:
-            untaken, self._untaken = _cut(untaken, SLICE_BYTES)
+            untaken, self._untaken = _cut(*untaken, SLICE_BYTES)
             size = SLICE_BYTES
         self._size += size
         if self._size > MAX_STREAM_BYTES:
@@ -166,7 +166,7 @@ class Stream:
     def close(self) -> None:
         """Forgets what was being read, whose room is for others now."""
         self._decoder = sse.Decoder()
-        self._untaken = []
+        self._untaken = [], []
 
     def _bound(self) -> None:
         """Looks what is held in memory, and whether the disk keeps up."""
@@ -177,50 +177,53 @@ class Stream:
             bound(self._reading, held[1])
         self.behind = not self._sink.has_room
 
-    def _take_slice(self, blocks: list[Block]) -> bool:
+    def _take_slice(self, blocks: list[bytes], arrived_ns: list[int]) -> bool:
         """Takes what a slice completes; True when nothing more is wanted.
 
         Blocks of several events are taken apart. A run in which one event isn't like the others is halved until that
         event is alone.
         """
-        todo = [blocks]
+        todo = [(blocks, arrived_ns)]
         while todo:
-            run = todo.pop()
-            texts = self._alike(run)
+            run, times = todo.pop()
+            texts = self._alike(run, times)
             if texts is not None:
                 if self._hand_over(texts):
                     return True
-            elif (run is blocks or len(run) == 1) and len(events := self._events_of(run)) > len(run):
+            elif (run is blocks or len(run) == 1) and len((events := self._events_of(run, times))[0]) > len(run):
                 todo.append(events)
             elif len(run) > 1:
                 middle = len(run) // 2
-                todo += run[middle:], run[:middle]
-            elif self._decode(*run[0]):
+                todo += (run[middle:], times[middle:]), (run[:middle], times[:middle])
+            elif self._decode(run[0], times[0]):
                 return True
         return False
 
-    def _alike(self, run: list[Block]) -> Texts | None:
+    def _alike(self, run: list[bytes], arrived_ns: list[int]) -> Texts | None:
         """What a run of blocks says, if each is an event that brings text alone; None: they aren't."""
         template = self._answer.repeated
         if template is None or not self._decoder.is_idle or (self._is_live and len(run) > 1):
             return None
-        found = template.texts_of([block for block, _ in run])
+        found = template.texts_of(run)
         if found is None:
             return None
         sent_ns = self._result.sent_ns
-        after_ns = [now_ns - sent_ns for _, now_ns in run]
+        after_ns = [now_ns - sent_ns for now_ns in arrived_ns]
         return _new(Texts, (after_ns, *found, template.before, template.behind))
 
-    def _events_of(self, run: list[Block]) -> list[Block]:
+    def _events_of(self, run: list[bytes], arrived_ns: list[int]) -> Run:
         """A block for each event of these blocks; none where that isn't worth while, or an event came in two blocks."""
         if not self._answer.may_repeat or not self._decoder.is_idle:
-            return []
-        if not all(block.endswith(_EVENT_END) for block, _ in run):
-            return []
-        if sum([len(block) - _SHORTEST * block.count(_EVENT_END) for block, _ in run]) < 0:
-            return []
-        events = [(event + _EVENT_END, now_ns) for block, now_ns in run for event in block[:-2].split(_EVENT_END)]
-        return events if self._answer.repeated is not None or len(events) > _FEW * len(run) else []
+            return [], []
+        if not all(block.endswith(_EVENT_END) for block in run):
+            return [], []
+        counts = [block.count(_EVENT_END) for block in run]
+        if sum(map(len, run)) < _SHORTEST * sum(counts) or (
+            self._answer.repeated is None and sum(counts) <= _FEW * len(run)
+        ):
+            return [], []
+        events = [event + _EVENT_END for block in run for event in block[:-2].split(_EVENT_END)]
+        return events, [now_ns for now_ns, count in zip(arrived_ns, counts, strict=True) for _ in range(count)]
 
     def _decode(self, block: bytes, now_ns: int) -> bool:
         """Takes any bytes."""
@@ -281,13 +284,14 @@ class Stream:
         return self.stopped
 
 
-def _cut(blocks: list[Block], size: int) -> tuple[list[Block], list[Block]]:
+def _cut(blocks: list[bytes], arrived_ns: list[int], size: int) -> tuple[Run, Run]:
     """The first `size` bytes of what is more, and the rest."""
-    for at, (block, now_ns) in enumerate(blocks):
+    for at, block in enumerate(blocks):
         if len(block) > size:
-            return [*blocks[:at], (block[:size], now_ns)], [(block[size:], now_ns), *blocks[at + 1 :]]
+            first, rest = [*blocks[:at], block[:size]], [block[size:], *blocks[at + 1 :]]
+            return (first, arrived_ns[: at + 1]), (rest, arrived_ns[at:])
         size -= len(block)
-    return blocks, []
+    return (blocks, arrived_ns), ([], [])
 
 
 def bound(place: Place, held: int) -> None:

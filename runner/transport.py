@@ -35,9 +35,9 @@ BODY: Final = "runner.body"
 """Key of `Body` in a response's extensions."""
 
 
-Take = Callable[[list[tuple[bytes, int]]], bool]
-"""Takes blocks of a body, each with the time of its arrival (monotonic, ns); True when it has had enough for now. The
-list is its own."""
+Take = Callable[[list[bytes], list[int]], bool]
+"""Takes blocks of a body, and when each arrived (monotonic, in nanoseconds): both lists are its own. True when it has had
+enough for now."""
 
 
 class ResponseBody(httpx2.AsyncByteStream, ABC):
@@ -90,7 +90,7 @@ class ResponseBody(httpx2.AsyncByteStream, ABC):
             Exception: whatever `take` raised.
         """
         while block := await self.read():
-            if take([(block, self.arrived_ns)]):
+            if take([block], [self.arrived_ns]):
                 return True
         return False
 

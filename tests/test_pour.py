@@ -26,7 +26,7 @@ class PouringBody(ScriptedBody):
 
     async def pour(self, take):
         while block := await self.read():
-            if take([(block, time.monotonic_ns())]):
+            if take([block], [time.monotonic_ns()]):
                 return True
         return False
 
@@ -130,8 +130,9 @@ def test_a_body_that_can_only_be_read_is_poured_by_a_loop():
     async def main():
         taken: list[bytes] = []
 
-        def take(blocks):
-            taken.extend(block for block, _ in blocks)
+        def take(blocks, arrived_ns):
+            assert len(arrived_ns) == len(blocks)
+            taken.extend(blocks)
             return taken[-1] == b"b"
 
         body = ScriptedBody([b"a", b"b", b"c"])

@@ -45,6 +45,7 @@ class Body(ResponseBody):
         "_source",
         "_take",
         "_timer",
+        "_times",
         "_waiter",
         "size",
     )
@@ -55,7 +56,8 @@ class Body(ResponseBody):
     def __init__(self, source: Source, sent_ns: int) -> None:
         super().__init__(sent_ns)
         self._source = source
-        self._blocks: list[tuple[bytes, int]] = []
+        self._blocks: list[bytes] = []
+        self._times: list[int] = []  # when each arrived: two lists, since a tuple for each would be the collector's
         self._is_ripe = False  # what waits need wait no longer
         self._ended = False
         self._error: httpx2.TransportError | None = None
@@ -75,7 +77,8 @@ class Body(ResponseBody):
 
     def put(self, block: bytes, now_ns: int) -> bool:
         """A piece of the body is in; True where it waits with others, so that `wake` has nothing to do."""
-        self._blocks.append((block, now_ns))
+        self._blocks.append(block)
+        self._times.append(now_ns)
         self.size += len(block)
         # Most streams end so, though the connection may have more to say.
         self._is_ripe = self.size >= GATHER_BYTES or block.endswith(_DONE)
@@ -114,7 +117,7 @@ class Body(ResponseBody):
 
     def _give(self, take: Take, waiter: asyncio.Future[bool]) -> None:
         try:
-            enough = bool(self._blocks) and take(self._all())
+            enough = bool(self._blocks) and take(*self._all())
         except Exception as error:  # the task's, not the connection's
             waiter.set_exception(error)
             del waiter  # or the error, its traceback, this frame and the future would hold each other, and the answer;
@@ -160,7 +163,8 @@ class Body(ResponseBody):
             await self.wait()
         if not self._ended:
             self._source.resume()
-        return self._taken()
+        blocks, _ = self._all()
+        return b"".join(blocks)
 
     async def pour(self, take: Take) -> bool:
         """See `ResponseBody`."""
@@ -181,7 +185,7 @@ class Body(ResponseBody):
             if not self._ended:
                 self._source.resume()
             if self._blocks:
-                if take(self._all()):
+                if take(*self._all()):
                     return True
                 continue
             self._take = take
@@ -197,14 +201,12 @@ class Body(ResponseBody):
             raise self._error
         return False
 
-    def _all(self) -> list[tuple[bytes, int]]:
-        blocks, self._blocks = self._blocks, []
-        self.arrived_ns = blocks[0][1]
+    def _all(self) -> tuple[list[bytes], list[int]]:
+        taken = self._blocks, self._times
+        self.arrived_ns = self._times[0]
+        self._blocks, self._times = [], []
         self.size = 0
-        return blocks
-
-    def _taken(self) -> bytes:
-        return b"".join([block for block, _ in self._all()])
+        return taken
 
     @property
     def at_end(self) -> bool:

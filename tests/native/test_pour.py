@@ -51,10 +51,10 @@ class Taken:
         self.at_ns = []
         self._enough = enough
 
-    def __call__(self, blocks):
+    def __call__(self, blocks, arrived_ns):
         before = len(self.blocks)
-        self.blocks += [block for block, _ in blocks]
-        self.at_ns += [now_ns for _, now_ns in blocks]
+        self.blocks += blocks
+        self.at_ns += arrived_ns
         return self._enough is not None and before < self._enough <= len(self.blocks)
 
     @property
@@ -132,7 +132,7 @@ async def test_who_has_enough_with_the_last_block_is_told_so():
 
 
 async def test_what_is_raised_while_a_block_is_taken_is_raised_in_the_task_and_nowhere_else():
-    def take(blocks):
+    def take(blocks, arrived_ns):
         raise KeyError("x")
 
     unhandled = []
@@ -156,7 +156,7 @@ async def test_what_was_read_when_it_was_raised_is_free_at_once():
 
     kept = []
 
-    def take(blocks):
+    def take(blocks, arrived_ns):
         answer = Answer()
         kept.append(weakref.ref(answer))
         raise KeyError("x")
