@@ -36,8 +36,8 @@ BODY: Final = "runner.body"
 
 
 Take = Callable[[list[bytes], list[int]], bool]
-"""Takes blocks of a body, and when each arrived (monotonic, in nanoseconds): both lists are its own. True when it has had
-enough for now."""
+"""Takes blocks of a body, and when each arrived (monotonic, in nanoseconds): both lists are its own. Returns True when
+it has had enough for now."""
 
 
 class ResponseBody(httpx2.AsyncByteStream, ABC):

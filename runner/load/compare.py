@@ -2,7 +2,8 @@
 
 Levels are matched by kind and value. The rule, in this order:
 1. A level that is bound by its client in either test is shown and not judged: it measures the client. Neither is one
-   that was cut short. Where other repeats of it are sound, those alone are compared.
+   that was cut short. Where other repeats of it are sound, those alone are compared. A suspect one is judged, and its
+   reasons stand beside it.
 2. Both have at least MIN_REPEATS repeats: Welch's t-test on the repeats' figures, 99 %.
 3. Otherwise within one run (noise.py): beyond noise where the two 95 % intervals don't touch, which is about 99 % for
    the difference, and the change exceeds ACCURACY. What is no sample of its own (a rate) isn't judged without repeats.
@@ -186,6 +187,8 @@ def _notes(a: Sequence[Level], b: Sequence[Level]) -> Iterator[str]:
     for name, levels in (("A", a), ("B", b)):
         if any(level.client_bound for level in levels):
             yield f"client-bound in {name}: not judged, it measures the client"
+        elif suspect := [level.client for level in levels if level.client.verdict == "suspect"]:
+            yield f"suspect in {name}: {'; '.join(suspect[0].reasons)}"
         if any(not level.complete for level in levels):
             yield f"cut short in {name}: not judged"
     if len(a) != len(b) or len(a) > 1:

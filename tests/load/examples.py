@@ -124,7 +124,10 @@ def _level(
         values["send_lag"] = drawn(rng, n, 0.0008, 0.5)
     good = sum(v <= 0.5 for v in ttft) / (n + failed + throttled)
     assert set(values) <= {metric.key for metric in METRICS}
-    reasons = {"client-bound": ["loop lag p99 41 ms (client-bound above 30 ms)", "CPU share 93 %"]}.get(verdict, [])
+    reasons = {
+        "client-bound": ["loop lag p99 41 ms (client-bound above 30 ms)", "CPU share 93 %"],
+        "suspect": ["CPU share 69 % (suspect above 50 %)"],
+    }.get(verdict, [])
     made = {
         "label": label or (f"{value:g} concurrent" if kind == "closed" else f"{value:g}/s"),
         "kind": kind,

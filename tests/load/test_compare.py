@@ -77,6 +77,13 @@ def test_a_client_bound_level_is_shown_and_not_judged():
     assert any("client-bound" in note for note in bound.notes)
 
 
+def test_a_suspect_level_is_judged_and_says_why_it_is_suspect():
+    suspect = examples.level(4, verdict="suspect")
+    made = compare.compare(examples.result([examples.level(4)]), examples.result([suspect]))
+    assert made.levels[0].notes == ("suspect in B: CPU share 69 % (suspect above 50 %)",)
+    assert {row.judgement for row in made.levels[0].rows} != {"not judged"}
+
+
 def test_a_level_that_was_cut_short_is_not_judged():
     made = compare.compare(examples.healthy(), examples.interrupted())
     cut = made.levels[1]
