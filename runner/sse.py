@@ -22,6 +22,11 @@ from typing import NamedTuple
 
 from runner.limits import MAX_SSE_LINE_BYTES, SLICE_BYTES
 
+Frame = tuple[bytes, bytes]
+"""What stands before an event's data, and behind it, its blank line included."""
+FRAME: Frame = (b"data: ", b"\n\n")
+"""The usual one."""
+
 _BOM = b"\xef\xbb\xbf"
 _CR = 13
 

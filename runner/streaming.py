@@ -24,11 +24,11 @@ from runner.transport import ResponseBody
 
 _STEADY: Final = 0.6
 """Of a stream whose blocks are further apart than this part of what they gather for, few would meet another."""
-_EVENT_END: Final = b"\n\n"
 _FEW: Final = 8
 """Events of one block that are as soon decoded as looked through for what they have in common."""
-_SHORTEST: Final = len(b'data: {"choices":[{"text":"x"}]}' + _EVENT_END)
+_SHORTEST: Final = len(b'data: {"choices":[{"text":"x"}]}\n\n')
 """Of an event that brings text. What is shorter on the average is mostly blank lines and keep-alives."""
+_LARGEST_FRAME: Final = 256
 _new = tuple.__new__  # a NamedTuple's own constructor is a Python function
 
 Run = tuple[list[bytes], list[int]]
@@ -72,6 +72,7 @@ class Stream:
         "_body",
         "_chars",
         "_decoder",
+        "_frame",
         "_gap_ns",
         "_held",
         "_is_live",
@@ -112,6 +113,7 @@ class Stream:
         self._chars = chars
         self._is_live = sink.is_live or stop_after is not None
         self._decoder = sse.Decoder(reading.allowance.bound)
+        self._frame = sse.FRAME
         self._size = 0
         self._untaken: Run = [], []  # what waits for the disk
         self._now_ns = 0  # when the last block arrived…
@@ -204,7 +206,7 @@ class Stream:
         template = self._answer.repeated
         if template is None or not self._decoder.is_idle or (self._is_live and len(run) > 1):
             return None
-        found = template.texts_of(run)
+        found = template.texts_of(run, self._frame)
         if found is None:
             return None
         sent_ns = self._result.sent_ns
@@ -215,22 +217,26 @@ class Stream:
         """A block for each event of these blocks; none where that isn't worth while, or an event came in two blocks."""
         if not self._answer.may_repeat or not self._decoder.is_idle:
             return [], []
-        if not all(block.endswith(_EVENT_END) for block in run):
+        _, end = self._frame
+        if not all(block.endswith(end) for block in run):
             return [], []
-        counts = [block.count(_EVENT_END) for block in run]
-        if sum(map(len, run)) < _SHORTEST * sum(counts) or (
-            self._answer.repeated is None and sum(counts) <= _FEW * len(run)
-        ):
+        count = sum([block.count(end) for block in run])
+        if sum(map(len, run)) < _SHORTEST * count or (self._answer.repeated is None and count <= _FEW * len(run)):
             return [], []
-        events = [event + _EVENT_END for block in run for event in block[:-2].split(_EVENT_END)]
-        return events, [now_ns for now_ns, count in zip(arrived_ns, counts, strict=True) for _ in range(count)]
+        blocks = [block.removesuffix(end).split(end) for block in run]
+        times = [now_ns for now_ns, events in zip(arrived_ns, blocks, strict=True) for _ in events]
+        return [event + end for events in blocks for event in events], times
 
     def _decode(self, block: bytes, now_ns: int) -> bool:
         """Takes any bytes."""
+        was_idle = self._decoder.is_idle
         try:
-            for name, data in self._decoder.feed(block):
+            events = self._decoder.feed(block)
+            for name, data in events:
                 if self._take_event(name, data, now_ns):
                     return True
+            if len(events) == 1 and was_idle and self._decoder.is_idle and self._answer.repeated is not None:
+                self._frame = _frame_of(block, events[0].data)
         except sse.LineTooLong as error:
             raise FaultFound(Fault(FaultKind.TOO_LARGE, str(error))) from error
         except (MalformedChunk, StreamError) as error:
@@ -282,6 +288,14 @@ class Stream:
             or (wanted.chars is not None and self._chars >= wanted.chars)
         )
         return self.stopped
+
+
+def _frame_of(event: bytes, data: bytes) -> sse.Frame:
+    """What stands round the data of one event; the usual frame where that can't be told."""
+    if len(event) - len(data) > _LARGEST_FRAME or event.count(data) != 1:
+        return sse.FRAME
+    before, _, behind = event.partition(data)
+    return before, behind
 
 
 def _cut(blocks: list[bytes], arrived_ns: list[int], size: int) -> tuple[Run, Run]:

@@ -213,7 +213,7 @@ MUTANTS = (
         (
             Edit(
                 "runner/streaming.py",
-                "        if not all(block.endswith(_EVENT_END) for block in run):\n",
+                "        if not all(block.endswith(end) for block in run):\n",
                 "        if False:\n",
             ),
         ),

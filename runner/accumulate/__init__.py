@@ -53,6 +53,7 @@ from runner.accumulate.responses import ResponsesAccumulator
 from runner.deltas import Delta
 from runner.jobs import Api
 from runner.outcome import Usage
+from runner.sse import Frame
 
 __all__ = ["Accumulator", "Answer", "MalformedChunk", "StreamError", "Template", "for_stream", "parse_body"]
 
@@ -65,8 +66,8 @@ class Template(Protocol):
     behind: bytes
     """…and behind it."""
 
-    def texts_of(self, events: Sequence[bytes]) -> tuple[list[bytes], list[str]] | None:
-        """Of events as they stand in the stream, each with the blank line that ends it: the texts, as JSON and read.
+    def texts_of(self, events: Sequence[bytes], frame: Frame) -> tuple[list[bytes], list[str]] | None:
+        """Of events as they stand in the stream, each in this frame: the texts, as JSON and read.
 
         None: at least one of them has to be decoded and fed, or isn't one event.
         """

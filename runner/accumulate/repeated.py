@@ -18,6 +18,7 @@ from typing import Any, Final
 import orjson
 
 from runner.deltas import Delta, DeltaKind
+from runner.sse import FRAME, Frame
 
 TRIES: Final = 8
 """Chunks in a row that are looked at for a template in vain."""
@@ -29,16 +30,22 @@ _STRINGS: Final = {str}
 class Repeated:
     """What the chunks of a stream have in common."""
 
-    __slots__ = ("_between", "_first", "_last", "before", "behind")
+    __slots__ = ("_between", "_cut", "_first", "_frame", "_last", "before", "behind")
 
     def __init__(self, before: bytes, behind: bytes, payload: dict[str, Any], key: str) -> None:
-        self._first = b"data: " + before
-        self._last = behind + b"\n\n"
-        self._between = self._last + self._first
+        self._cut = before, behind
+        self._put_into(FRAME)
         self.before, self.behind = _halves(payload, key)
 
-    def texts_of(self, events: Sequence[bytes]) -> tuple[list[bytes], list[str]] | None:
+    def _put_into(self, frame: Frame) -> None:
+        self._frame = frame
+        self._first, self._last = frame[0] + self._cut[0], self._cut[1] + frame[1]
+        self._between = self._last + self._first
+
+    def texts_of(self, events: Sequence[bytes], frame: Frame) -> tuple[list[bytes], list[str]] | None:
         """See `Template`. None, too, where one is without text."""
+        if frame is not self._frame:
+            self._put_into(frame)
         whole = b"".join(events)
         if len(whole) < len(events) * len(self._between):
             return None

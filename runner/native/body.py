@@ -18,7 +18,7 @@ import httpx2
 from runner.limits import GATHER_BYTES, GATHER_S, GATHERED_PER_S, MAX_GATHER_S
 from runner.transport import ResponseBody, Take
 
-_DONE = b"data: [DONE]\n\n"
+_DONE = (b"[DONE]\n\n", b"[DONE]\r\n\r\n")
 _SHARES = itertools.cycle([1 - 0.4 * (number * 13 % 32) / 32 for number in range(32)])
 """Of the time for which blocks may gather, body after body: 200 streams that began together would be taken together,
 for ten ms, in which nobody would notice what arrives."""

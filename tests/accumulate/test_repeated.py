@@ -15,7 +15,7 @@ from runner.accumulate import MalformedChunk, StreamError, for_stream
 from runner.accumulate.repeated import Repeated
 from runner.deltas import Texts
 from runner.jobs import Api
-from runner.sse import Decoder
+from runner.sse import FRAME, Decoder
 
 WRITERS = (
     orjson.dumps,
@@ -86,7 +86,7 @@ def streams(draw):
 def take(answer, block, *, looks=True):
     """Takes an event as a stream is taken: what repeats is not fed."""
     template = answer.repeated if looks else None
-    if template is None or (found := template.texts_of([b"data: %b\n\n" % block])) is None:
+    if template is None or (found := template.texts_of([b"data: %b\n\n" % block], FRAME)) is None:
         return answer.feed("", block)
     written, texts = found
     answer.take_text("".join(texts))
@@ -159,7 +159,7 @@ def test_what_is_no_such_event_is_not_taken_for_one(event, garbage):
     for _ in range(3):
         for name, data in decoder.feed(event):
             answer.feed(name, data)
-    assert answer.repeated is None or answer.repeated.texts_of([garbage]) is None
+    assert answer.repeated is None or answer.repeated.texts_of([garbage], FRAME) is None
     ((name, data),) = decoder.feed(garbage)
     with pytest.raises(MalformedChunk):
         answer.feed(name, data)
@@ -194,8 +194,8 @@ def test_a_run_of_events_says_what_each_says_for_itself_or_nothing(written):
     """Whatever a server writes where the texts should be: halves of strings, joints of ours, nothing at all."""
     template: Any = Repeated(b'{"choices":[{"delta":{"content":', b"}}]}", {"content": "x"}, "content")
     events = [b'data: {"choices":[{"delta":{"content":%b}}]}\n\n' % piece for piece in written]
-    alone = [template.texts_of([event]) for event in events]
-    together = template.texts_of(events)
+    alone = [template.texts_of([event], FRAME) for event in events]
+    together = template.texts_of(events, FRAME)
     if None in alone:
         assert together is None
     else:
@@ -210,15 +210,15 @@ def test_only_blocks_that_are_one_event_each_are_read_so(texts, data):
     whole = b"".join(events)
     places = sorted(data.draw(st.sets(st.integers(1, len(whole) - 1), max_size=5)))
     blocks = [whole[start:end] for start, end in zip([0, *places], [*places, len(whole)], strict=True)]
-    assert template.texts_of(events) == ([orjson.dumps(text) for text in texts], texts)
-    assert (template.texts_of(blocks) is None) == (blocks != events)
+    assert template.texts_of(events, FRAME) == ([orjson.dumps(text) for text in texts], texts)
+    assert (template.texts_of(blocks, FRAME) is None) == (blocks != events)
 
 
 def test_a_run_of_many_blocks_is_not_written_anew_at_the_length_of_a_long_template():
     template: Any = Repeated(b'{"pad":"%b","choices":[{"delta":{"content":' % (b"x" * 50_000), b"}}]}", {"c": ""}, "c")
     tracemalloc.start()
     try:
-        assert template.texts_of([b"\n\n"] * 5_000) is None
+        assert template.texts_of([b"\n\n"] * 5_000, FRAME) is None
         assert tracemalloc.get_traced_memory()[1] < 1_000_000
     finally:
         tracemalloc.stop()

@@ -120,6 +120,45 @@ def test_the_texts_of_a_steady_stream_are_handed_on_together_and_none_waits_long
     assert ended_s == pytest.approx(1.0 + 61 * 0.02), "the end had to wait"
 
 
+@pytest.mark.parametrize(
+    ("head", "end"),
+    [
+        (b"data:", b"\n\n"),
+        (b"data: ", b"\r\n\r\n"),
+        (b"event: message\r\ndata:", b"\r\n\r\n"),
+        (b": a\ndata: ", b"\nid: 1\n\n"),
+        (b"data: ", b"\n\n: keep-alive\n\n"),
+    ],
+)
+def test_a_stream_is_taken_together_in_whatever_frame_its_events_are(head, end):
+    blocks = [head + event[6:-2] + end for event in (*TEXTS, FINISH, DONE)]
+    attempted, sink, _ = attempt(steady(blocks))
+    assert isinstance(attempted.outcome, Completed)
+    assert [delta.text for delta in sink.deltas] == [f" wörd {number} \n" for number in range(60)]
+    assert [came for _, came in sink.at] == pytest.approx([1.0 + 0.02 * number for number in range(60)])
+    assert len({at for at, _ in sink.at}) <= 60 * 0.02 / GATHER_S + 5, "they came one by one"
+
+
+DATA = [sse(chat_chunk(text))[6:-2] for text in "abcdef"]
+
+
+@pytest.mark.parametrize(
+    ("blocks", "text"),
+    [
+        # The comment repeats the data, and then it alone goes on.
+        ([b": %b\ndata: %b\n\n" % (said, DATA[0]) for said in [*DATA[:1] * 4, *DATA[1:]]], "a" * 9),
+        # What completed an event is no event.
+        ([b"data: ", DATA[0] + b"\n\n", b"data: ", DATA[1] + b"\n\n", DATA[2] + b"\n\n"], "ab"),
+        # What stands behind one is the beginning of the next.
+        ([b"data: %b\n\nda" % DATA[0], b"ta: %b\n\n" % DATA[1]] * 4, "ab" * 4),
+    ],
+    ids=["comment", "rest", "beginning"],
+)
+def test_what_stands_round_the_data_of_an_event_is_taken_for_no_more_than_that(blocks, text):
+    _, sink, _ = attempt(steady([*blocks, FINISH, DONE]))
+    assert "".join(delta.text for delta in sink.deltas) == text
+
+
 def test_each_has_the_time_at_which_it_came():
     attempted, sink, _ = attempt(steady([*TEXTS, FINISH, DONE]))
     assert [came for _, came in sink.at] == pytest.approx([1.0 + 0.02 * number for number in range(60)])
