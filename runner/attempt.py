@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple
 from runner import accumulate
 from runner.accumulate import Accumulator, MalformedChunk, StreamError
 from runner.accumulate.abridged import abridged
-from runner.accumulate.allowance import Place, Room, allowance_of, reading_of
+from runner.accumulate.allowance import Allowance, Room, allowance_of
 from runner.accumulate.held import plain
 from runner.announced import EVENT_STREAM, JSON, announced
 from runner.attempted import Attempted as Attempted
@@ -28,7 +28,14 @@ from runner.deadlines import Deadlines, Watch
 from runner.faults import Fault, FaultKind
 from runner.foreign import FOREIGN, fault_of, let_go
 from runner.jobs import Api, Job
-from runner.limits import DRAIN_TIMEOUT_S, MAX_BODY_BYTES, MAX_PARTIAL_BYTES, MIN_ROOM_BYTES, READING_ROOM_BYTES
+from runner.limits import (
+    DRAIN_TIMEOUT_S,
+    MAX_BODY_BYTES,
+    MAX_PARTIAL_BYTES,
+    MAX_SSE_LINE_BYTES,
+    MIN_ROOM_BYTES,
+    READING_ROOM_BYTES,
+)
 from runner.outcome import Completed, Failed, Outcome
 from runner.streaming import FaultFound, Sink, Stream, bound, bound_values, fault_in_stream
 from runner.transport import ResponseBody
@@ -74,14 +81,13 @@ async def run_attempt(
     what the server, the network or a deadline did: that is in the outcome. Cancellation passes through, and closes the
     connection.
     """
-    allowance = allowance_of(job, choices)
     if continuation is None:
         answer = accumulate.for_stream(job.api, choices=choices) if job.stream else None
         continuation = Continuation(partial(client.post, job.api, content, stream=job.stream), answer)
     watch = Watch(deadlines, streaming=continuation.answer is not None)
     fault: Fault | None = None
-    with watch, _ANSWERS.open(allowance) as answers, _READING.open(reading_of(allowance)) as reading:
-        reader = _Reader(job, continuation, sink, watch, answers, reading)
+    with watch:
+        reader = _Reader(job, continuation, sink, watch, allowance_of(job, choices))
         try:
             await reader.exchange(continuation.open, on_headers)
         except FaultFound as found:
@@ -99,11 +105,12 @@ async def run_attempt(
 class _Reader:
     """The state of one attempt while it is read."""
 
-    def __init__(self, job: Job, begun: Continuation, sink: Sink, watch: Watch, answers: Place, reading: Place) -> None:
+    def __init__(self, job: Job, begun: Continuation, sink: Sink, watch: Watch, allowance: Allowance) -> None:
         self._job = job
         self._watch = watch
-        self._answers = answers
-        self._reading = reading
+        self._answers = _ANSWERS.open(allowance.bound, allowance.share)
+        # What is read may be a whole answer, or what is put into one by other means.
+        self._reading = _READING.open(max(allowance.bound, MAX_SSE_LINE_BYTES), allowance.share)
         self._sink = sink
         self._answer = begun.answer
         self._whole: accumulate.Answer | None = None
@@ -113,9 +120,11 @@ class _Reader:
         self._result = Attempted(_NOT_ENDED, chunks=begun.chunks, sent_ns=time.monotonic_ns(), answer=begun.answer)
 
     def close(self) -> None:
-        """Forgets what was being read."""
+        """Forgets what was being read, and leaves its room to others."""
         if self._stream is not None:
             self._stream.close()
+        self._answers.close()
+        self._reading.close()
 
     def elapsed_s(self) -> float:
         return (time.monotonic_ns() - self._result.sent_ns) / 1e9

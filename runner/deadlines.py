@@ -14,7 +14,7 @@ import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from runner.faults import FaultKind
@@ -35,12 +35,12 @@ class Deadlines:
     """Between two deltas with content, after the first."""
     total_s: float | None = None
     """From sending to the end of the answer."""
+    first_look_s: float | None = field(init=False)
+    """When one of them may have passed at the earliest: the idle deadline, too, begins after the start."""
 
-    @property
-    def first_look_s(self) -> float | None:
-        """When one of them may have passed at the earliest: the idle deadline, too, begins after the start."""
+    def __post_init__(self) -> None:
         given = [limit for limit in (self.first_token_s, self.idle_s, self.total_s) if limit is not None]
-        return min(given, default=None)
+        object.__setattr__(self, "first_look_s", min(given, default=None))
 
 
 _CURRENT: ContextVar[Watch | None] = ContextVar("watch", default=None)

@@ -15,6 +15,8 @@ class Api(enum.Enum):
     COMPLETIONS = "/completions"
     EMBEDDINGS = "/embeddings"
 
+    __hash__ = object.__hash__  # an enum's own takes as long as ten look-ups
+
 
 @dataclass(frozen=True, slots=True)
 class StopAfter:

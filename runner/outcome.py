@@ -7,7 +7,7 @@ else is `Failed` with the fault that says whether to try again; what had arrived
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from runner.faults import Fault
@@ -15,8 +15,7 @@ if TYPE_CHECKING:
 Json = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(NamedTuple):
     """Tokens as the server counted them, in one vocabulary for the three APIs. Source: the `usage` objects of each."""
 
     input_tokens: int
@@ -27,8 +26,7 @@ class Usage:
     """The part of `output_tokens` that was reasoning."""
 
 
-@dataclass(frozen=True, slots=True)
-class Completed:
+class Completed(NamedTuple):
     """The answer ended well."""
 
     body: Json

@@ -18,7 +18,7 @@ name, an `id` or a `retry` but no data; and goes on dispatching at every blank l
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from itertools import repeat
 
 from runner.limits import MAX_SSE_LINE_BYTES, SLICE_BYTES
 
@@ -31,16 +31,9 @@ _BOM = b"\xef\xbb\xbf"
 _CR = 13
 
 
-class Event(NamedTuple):
-    """One dispatched event."""
-
-    name: str
-    """Its `event` field; empty where the server named none (which a browser calls "message")."""
-    data: bytes
-
-
-_new = tuple.__new__
-"""A NamedTuple's own constructor is a Python function, which costs as much as finding the event."""
+Event = tuple[str, bytes]
+"""One dispatched event: its `event` field, empty where the server named none (which a browser calls "message"), and
+its data. A NamedTuple's constructor is a Python function, which costs as much as finding the event."""
 
 
 class LineTooLong(Exception):
@@ -85,17 +78,16 @@ class Decoder:
             self.is_idle
             and data.startswith(b"data: ")
             and data.endswith(b"\n\n")
-            and b"\r" not in data
+            and data.find(b"\r") < 0  # `in` would first take it for a number, and raise
             and len(data) <= self._limit
         ):
-            lines = data.count(b"\n")
-            if lines == 2:  # one event, of one line: what nearly every read brings
+            if data.find(b"\n") == len(data) - 2:  # one event, of one line: what nearly every read brings
                 self._head = None
-                return [_new(Event, ("", data[6:-2]))]
+                return [("", data[6:-2])]
             parts = data[6:-2].split(b"\n\ndata: ")
-            if lines == 2 * len(parts):
+            if b"".join(parts).find(b"\n") < 0:
                 self._head = None
-                return [_new(Event, ("", part)) for part in parts]
+                return list(zip(repeat(""), parts))
         events = self._feed(data)
         held = self._head or self._after_cr or self._line or self._blocks or self._name or self._data is not None
         self.is_idle = not held
@@ -146,7 +138,7 @@ class Decoder:
                 self._field(line)
             else:
                 if self._data is not None:
-                    events.append(Event(self._name, bytes(self._data)))
+                    events.append((self._name, bytes(self._data)))
                     self._data = None
                 self._name = ""
         return events

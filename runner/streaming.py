@@ -19,13 +19,13 @@ from runner.deadlines import Watch
 from runner.deltas import Delta, Texts
 from runner.faults import Fault, FaultKind
 from runner.jobs import StopAfter
-from runner.limits import LARGE_EVENT_BYTES, MAX_STREAM_BYTES, SLICE_BYTES
+from runner.limits import KIB, LARGE_EVENT_BYTES, MAX_STREAM_BYTES, SLICE_BYTES
 from runner.transport import ResponseBody
 
 _STEADY: Final = 0.6
 """Of a stream whose blocks are further apart than this part of what they gather for, few would meet another."""
-_FEW: Final = 8
-"""Events of one block that are as soon decoded as looked through for what they have in common."""
+_SMALL_BYTES: Final = 2 * KIB
+"""A block of a few events is as soon decoded as looked through for what they have in common."""
 _SHORTEST: Final = len(b'data: {"choices":[{"text":"x"}]}\n\n')
 """Of an event that brings text. What is shorter on the average is mostly blank lines and keep-alives."""
 _LARGEST_FRAME: Final = 256
@@ -112,7 +112,7 @@ class Stream:
         self._stop_after = stop_after
         self._chars = chars
         self._is_live = sink.is_live or stop_after is not None
-        self._decoder = sse.Decoder(reading.allowance.bound)
+        self._decoder = sse.Decoder(reading.bound)
         self._frame = sse.FRAME
         self._size = 0
         self._untaken: Run = [], []  # what waits for the disk
@@ -149,8 +149,11 @@ class Stream:
             if self.over:
                 return True
             self._bound()
-        is_steady = self._gap_ns < _STEADY * 1e9 * self._body.gather_s
-        self._body.gathers = is_steady and not self._is_live and self._answer.repeated is not None
+        self._body.gathers = (
+            self._answer.repeated is not None
+            and not self._is_live
+            and self._gap_ns < _STEADY * 1e9 * self._body.gather_s  # so it is steady
+        )
         return self.behind
 
     def _next_slice(self) -> Run:
@@ -166,9 +169,8 @@ class Stream:
         return untaken
 
     def close(self) -> None:
-        """Forgets what was being read, whose room is for others now."""
-        self._decoder = sse.Decoder()
-        self._untaken = [], []
+        """Forgets what was being read, whose room is for others now: nothing more is taken."""
+        del self._decoder, self._untaken
 
     def _bound(self) -> None:
         """Looks what is held in memory, and whether the disk keeps up."""
@@ -215,13 +217,16 @@ class Stream:
 
     def _events_of(self, run: list[bytes], arrived_ns: list[int]) -> Run:
         """A block for each event of these blocks; none where that isn't worth while, or an event came in two blocks."""
-        if not self._answer.may_repeat or not self._decoder.is_idle:
+        answer = self._answer
+        if not answer.may_repeat or not self._decoder.is_idle:
+            return [], []
+        size = sum(map(len, run))
+        if answer.repeated is None and size <= _SMALL_BYTES * len(run):
             return [], []
         _, end = self._frame
         if not all(block.endswith(end) for block in run):
             return [], []
-        count = sum([block.count(end) for block in run])
-        if sum(map(len, run)) < _SHORTEST * count or (self._answer.repeated is None and count <= _FEW * len(run)):
+        if size < _SHORTEST * sum([block.count(end) for block in run]):
             return [], []
         blocks = [block.removesuffix(end).split(end) for block in run]
         times = [now_ns for now_ns, events in zip(arrived_ns, blocks, strict=True) for _ in events]
@@ -229,25 +234,22 @@ class Stream:
 
     def _decode(self, block: bytes, now_ns: int) -> bool:
         """Takes any bytes."""
-        was_idle = self._decoder.is_idle
+        answer, was_idle = self._answer, self._decoder.is_idle
         try:
             events = self._decoder.feed(block)
             for name, data in events:
-                if self._take_event(name, data, now_ns):
+                if len(data) > LARGE_EVENT_BYTES:
+                    bound_values(data, self._answers)
+                deltas = answer.feed(name, data)
+                if (deltas and self._take_deltas(deltas, now_ns)) or answer.ended:
                     return True
-            if len(events) == 1 and was_idle and self._decoder.is_idle and self._answer.repeated is not None:
-                self._frame = _frame_of(block, events[0].data)
+            if answer.repeated is not None and len(events) == 1 and was_idle and self._decoder.is_idle:
+                self._frame = _frame_of(block, events[0][1])
         except sse.LineTooLong as error:
             raise FaultFound(Fault(FaultKind.TOO_LARGE, str(error))) from error
         except (MalformedChunk, StreamError) as error:
             raise FaultFound(fault_in_stream(error)) from error
         return False
-
-    def _take_event(self, name: str, data: bytes, now_ns: int) -> bool:
-        if len(data) > LARGE_EVENT_BYTES:
-            bound_values(data, self._answers)
-        deltas = self._answer.feed(name, data)
-        return bool(deltas and self._take_deltas(deltas, now_ns)) or self._answer.ended
 
     def _take_deltas(self, deltas: Sequence[Delta], now_ns: int) -> bool:
         """Hands on the deltas of one event; True when the job wants no more of them."""
@@ -325,7 +327,7 @@ def bound_values(data: bytes, answers: Place) -> None:
     Raises:
         FaultFound: they are too many.
     """
-    if has_too_many_values(data, answers.allowance):
+    if has_too_many_values(data, answers.bound):
         raise FaultFound(Fault(FaultKind.TOO_LARGE, f"{len(data):,} bytes of JSON hold too many values"))
 
 

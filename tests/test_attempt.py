@@ -11,7 +11,7 @@ from runner.faults import FaultKind
 from runner.jobs import Api, StopAfter
 from runner.outcome import Completed, Failed, Usage
 from runner.testing.virtual_time import run_virtual
-from tests.scripted import FOREVER, HELLO, ListSink, ScriptedClient, chat_chunk, chat_job, sse
+from tests.scripted import FOREVER, HELLO, ListSink, ScriptedBody, ScriptedClient, chat_chunk, chat_job, sse
 
 DEADLINES = Deadlines(first_token_s=300, idle_s=60, total_s=1800)
 
@@ -156,6 +156,18 @@ async def test_stop_after_chunks_takes_exactly_so_many():
 async def test_stop_after_chars_stops_at_the_chunk_that_reaches_them():
     result = await attempt([HELLO], job=chat_job(stop_after=StopAfter(chars=4)))
     assert (text(result), result.outcome.finish) == ("Hello", "stop_after")
+
+
+async def test_what_stop_after_asked_for_stands_whatever_happens_before_the_task_goes_on(monkeypatch):
+    """Blocks are taken where they arrive; the task that waits for them resumes later."""
+
+    async def pour(body, take):
+        assert take([await body.read()], [body.arrived_ns])
+        raise httpx2.ReadError("cut")
+
+    monkeypatch.setattr(ScriptedBody, "pour", pour)
+    result = await attempt([HELLO], job=chat_job(stop_after=StopAfter(chunks=1)))
+    assert (text(result), result.outcome.finish) == ("Hel", "stop_after")
 
 
 async def test_an_answer_shorter_than_stop_after_ends_by_itself():

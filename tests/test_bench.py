@@ -114,7 +114,7 @@ def test_the_load_server_writes_an_answer_of_so_many_content_chunks_and_a_whole_
     wire = b"".join(server.Answer.of(chunks, plain=plain).blocks)
     body = wire.partition(b"\r\n\r\n")[2] if plain else body_of(wire)
     assert not plain or b"content-length: %d\r\n" % len(body) in wire
-    *events, done = [event.data for event in sse.Decoder().feed(body)]
+    *events, done = [data for _, data in sse.Decoder().feed(body)]
     *contents, finish, usage = map(orjson.loads, events)
     assert done == b"[DONE]"
     assert len([chunk for chunk in contents if chunk["choices"][0]["delta"]["content"]]) == chunks

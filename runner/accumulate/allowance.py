@@ -14,8 +14,7 @@ read another: the last event of a Responses stream repeats the whole answer, eve
 from __future__ import annotations
 
 import re
-from types import TracebackType
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple
 
 from runner.jobs import Api, Job
 from runner.limits import (
@@ -28,7 +27,6 @@ from runner.limits import (
     MAX_ANSWER_TOKENS,
     MAX_BODY_BYTES,
     MAX_MEDIA_BYTES,
-    MAX_SSE_LINE_BYTES,
     MEDIA_SHARE_BYTES,
     MIN_PARSED_BYTES,
 )
@@ -63,11 +61,6 @@ def allowance_of(job: Job, choices: int) -> Allowance:
     if not usual and _asks_for_media(body):
         bound, share = bound + MAX_MEDIA_BYTES, share + MEDIA_SHARE_BYTES
     return Allowance(bound, min(bound, share))
-
-
-def reading_of(allowance: Allowance) -> Allowance:
-    """What a line or a body may take while it is read: a whole answer, or what is put into one by other means."""
-    return allowance._replace(bound=max(allowance.bound, MAX_SSE_LINE_BYTES))
 
 
 def _logprobs(body: dict[str, Any]) -> int:
@@ -106,51 +99,48 @@ class Room:
         self.held = 0
         self.shares = 0
 
-    def open(self, allowance: Allowance) -> Place:
-        """A place for one answer."""
-        return Place(self, allowance)
+    def open(self, bound: int, share: int) -> Place:
+        """A place for one answer, till it is closed; see `Allowance`."""
+        self.shares += share
+        return Place(self, bound, share)
 
 
 class Place:
-    """What one answer holds of the room, from `with` to its end."""
+    """What one answer holds of the room."""
 
-    __slots__ = ("_held", "_room", "allowance")
+    __slots__ = ("_held", "_room", "_share", "bound")
 
-    def __init__(self, room: Room, allowance: Allowance) -> None:
+    def __init__(self, room: Room, bound: int, share: int) -> None:
         self._room = room
-        self.allowance = allowance
+        self.bound = bound
+        self._share = share
         self._held = 0
 
-    def __enter__(self) -> Self:
-        self._room.shares += self.allowance.share
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.refusal(0)
-        self._room.shares -= self.allowance.share
+    def close(self) -> None:
+        """Leaves all of it to others."""
+        self._room.held -= self._held
+        self._room.shares -= self._share
 
     def refusal(self, held: int) -> str | None:
         """Notes what the answer holds now; says why it may not, or None where it may."""
-        room, allowance = self._room, self.allowance
+        room = self._room
         room.held += held - self._held
         self._held = held
-        if held <= allowance.share:
+        if held <= self._share:
             return None
-        if held > allowance.bound:
-            return f"the answer is larger than {allowance.bound:,} bytes{_ADVICE}"
+        if held > self.bound:
+            return f"the answer is larger than {self.bound:,} bytes{_ADVICE}"
         if room.held > max(room.shares, room.least):
-            return f"the answer is larger than {allowance.share:,} bytes, and the others leave no room{_ADVICE}"
+            return f"the answer is larger than {self._share:,} bytes, and the others leave no room{_ADVICE}"
         return None
 
 
 # ── Values ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def has_too_many_values(data: bytes, allowance: Allowance) -> bool:
+def has_too_many_values(data: bytes, bound: int) -> bool:
     """Whether parsing an event or a body would take far more memory than its bytes: `[],[],…` takes 21 times."""
-    most = max(allowance.bound, MIN_PARSED_BYTES) // BYTES_PER_VALUE
+    most = max(bound, MIN_PARSED_BYTES) // BYTES_PER_VALUE
     if _separators(data) <= most:
         return False
     # Commas and brackets in a text are no values; but it takes memory to look past very many texts.

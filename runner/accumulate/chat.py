@@ -46,7 +46,7 @@ class ChatChoice(Choice):
         super().__init__(index, held)
         self._content: Text | None = None
         self._refusal: Text | None = None
-        self._calls = ToolCalls(held)
+        self._calls: ToolCalls | None = None
         self._others: dict[str, Any] = {}
 
     def take_text(self, text: str) -> None:
@@ -62,7 +62,7 @@ class ChatChoice(Choice):
         if not isinstance(delta, dict):
             raise MalformedChunk("a delta that is no object")
         text = delta.get("content")
-        if len(delta) == 1 and isinstance(text, str):  # what nearly every chunk is
+        if isinstance(text, str) and len(delta) - ("role" in delta) == 1:  # what nearly every chunk is
             if (content := self._content) is None:
                 content = self._content = Text(self._held)
             content.add(text)
@@ -87,6 +87,8 @@ class ChatChoice(Choice):
         if key == "refusal":
             return self._add_refusal(_string(value, key))
         if key == "tool_calls":
+            if self._calls is None:
+                self._calls = ToolCalls(self._held)
             return _TOOL if self._calls.take(value) else _EMPTY
         rank, brings = _PROGRESS, bool(value)
         if key == "function_call":

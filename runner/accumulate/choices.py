@@ -21,7 +21,6 @@ from runner.limits import MAX_CHOICES
 from runner.outcome import Usage
 
 _FIRST = frozenset({"id", "created", "model"})
-_NOTHING = weigh(None)
 
 
 class Choice(ABC):
@@ -93,16 +92,30 @@ class ChoicesAccumulator(ABC):
     object_name: ClassVar[str]
     make_choice: ClassVar[type[Choice]]
 
-    __slots__ = ("_asked", "_choices", "_done", "_held", "_last", "_raw", "_repeats", "_top", "_tries", "repeated")
+    __slots__ = (
+        "_asked",
+        "_choices",
+        "_held",
+        "_last",
+        "_raw",
+        "_repeats",
+        "_top",
+        "_tries",
+        "_unweighed",
+        "ended",
+        "repeated",
+    )
 
     def __init__(self, choices: int = 1) -> None:
         self._asked = choices
         self._held = Held()
-        self._choices: dict[int, Choice] = {}
+        self._choices: dict[int, Choice] = {}  # in the order of their indices
         self._top: dict[str, Any] = {}
         self._last: dict[str, Any] = {}
+        self._unweighed: list[Any] = []  # what `held` is to count: a short answer is whole before anybody asks
         self._raw = False  # some strings may hold lone surrogates
-        self._done = False
+        self.ended = False
+        """See `Accumulator`."""
         self.repeated: Repeated | None = None
         """See `Accumulator`."""
         self._repeats: Choice | None = None
@@ -110,12 +123,12 @@ class ChoicesAccumulator(ABC):
 
     def feed(self, name: str, data: bytes) -> Sequence[Delta]:
         """See `Accumulator`."""
-        if self._done:
+        if self.ended:
             return ()
         self.repeated = None
         top = parse(name, data)
         if top is None:
-            self._done = data.startswith(DONE)
+            self.ended = data.startswith(DONE)
             return ()
         raw = type(top) is Raw
         self._raw |= raw
@@ -154,9 +167,9 @@ class ChoicesAccumulator(ABC):
         if top.get("error") is not None or top.get("object") == "error":
             raise_error(top)
         last, self._last = self._last, top
-        if not self._top:  # the first chunk: all of it is new, and one call weighs it
+        if not self._top:  # the first chunk: all of it is new
             self._top = dict(top)
-            self._held.bytes += NODE_BYTES * len(top) + weigh(top)
+            self._unweighed.append(top)
             return
         for key, value in top.items():
             if key not in last or last[key] != value:
@@ -173,7 +186,9 @@ class ChoicesAccumulator(ABC):
         if key not in kept:
             self._held.bytes += NODE_BYTES + len(key)
         kept[key] = value
-        self._held.bytes += weigh(value) - (_NOTHING if before is None else weigh(before))
+        self._unweighed.append(value)
+        if before is not None:
+            self._held.bytes -= weigh(before)
 
     def _take_choices(self, entries: Any) -> list[Delta]:
         if not isinstance(entries, list):
@@ -195,14 +210,19 @@ class ChoicesAccumulator(ABC):
             index = 0
         if type(index) is not int or not 0 <= index < MAX_CHOICES:
             raise MalformedChunk("a choice whose index is none")
-        return self._choices.setdefault(index, self.make_choice(index, self._held))
-
-    def _in_order(self) -> list[Choice]:
-        return [self._choices[index] for index in sorted(self._choices)]
+        choice = self._choices.get(index)
+        if choice is None:
+            choice = self._choices[index] = self.make_choice(index, self._held)
+            if len(self._choices) > 1:
+                self._choices = dict(sorted(self._choices.items()))
+        return choice
 
     @property
     def held(self) -> int:
         """See `Accumulator`."""
+        if self._unweighed:
+            self._held.bytes += sum(map(weigh, self._unweighed))
+            self._unweighed.clear()
         return self._held.bytes
 
     def shorten(self, size: int) -> None:
@@ -212,17 +232,12 @@ class ChoicesAccumulator(ABC):
     @property
     def complete(self) -> bool:
         """A finish reason for every choice, and as many choices as were asked for."""
-        return len(self._choices) >= self._asked and all(choice.finish for choice in self._choices.values())
-
-    @property
-    def ended(self) -> bool:
-        """See `Accumulator`."""
-        return self._done
+        return len(self._choices) >= self._asked and None not in [choice.finish for choice in self._choices.values()]
 
     @property
     def finish(self) -> str | None:
         """See `Accumulator`."""
-        return telling_finish([choice.finish for choice in self._in_order()])
+        return telling_finish([choice.finish for choice in self._choices.values()])
 
     @property
     def usage(self) -> Usage | None:
@@ -231,19 +246,23 @@ class ChoicesAccumulator(ABC):
 
     def body(self) -> dict[str, Any]:
         """See `Accumulator`."""
-        top = {key: value for key, value in self._top.items() if key not in ("object", "usage")}
-        first = {key: top.pop(key) for key in ("id",) if key in top}
-        choices = [choice.body() for choice in self._in_order()]
+        top = dict(self._top)
+        top.pop("object", None)
+        usage = top.pop("usage", None)
+        first = {"id": top.pop("id")} if "id" in top else {}
+        choices = [choice.body() for choice in self._choices.values()]
         body = {**first, "object": self.object_name, **top, "choices": choices}
-        if self._top.get("usage") is not None:  # null is the stream's way to say "not yet"
-            body["usage"] = self._top["usage"]
+        if usage is not None:  # null is the stream's way to say "not yet"
+            body["usage"] = usage
         return clean(body) if self._raw else body
 
 
 def telling_finish(reasons: Sequence[str | None]) -> str | None:
     """The first finish reason that isn't `stop`, else `stop`; None where there is none at all."""
-    found = [reason for reason in reasons if reason]
-    for reason in found:
-        if reason != "stop":
-            return reason
-    return found[0] if found else None
+    telling = None
+    for reason in reasons:
+        if reason:
+            telling = reason
+            if reason != "stop":
+                break
+    return telling

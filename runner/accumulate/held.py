@@ -16,12 +16,12 @@ twice; it is too low by no more than a few objects.
 
 from __future__ import annotations
 
-from sys import getsizeof
 from typing import Any, Final
 
 import orjson
 
 from runner.accumulate.parsing import clean
+from runner.limits import BYTES_PER_VALUE
 
 NODE_BYTES: Final = 256
 """A key of an object with a small value of any kind: an empty dict is 64 bytes, one with a key 184."""
@@ -34,9 +34,6 @@ _BLOCK_BYTES: Final = 48
 fits into: 32 endless streams of 768 KiB each peaked 15 MB higher with them."""
 _TEXT_BYTES: Final = NODE_BYTES + _LOOSE_BYTES
 """What a Text or an Entries counts from the first, so that loose parts need not be counted one by one."""
-
-
-_CONTAINERS: Final = frozenset({dict, list})
 
 
 class Held:
@@ -144,19 +141,21 @@ class Entries:
 
 
 def weigh(value: Any) -> int:
-    """The bytes that a JSON value takes as objects. Linear in its values: for what comes seldom."""
-    if type(value) not in _CONTAINERS:
-        return getsizeof(value) + 8
+    """The bytes that a JSON value takes as objects, beside its place in what holds it. Linear in its values."""
     total = 0
-    level = [value]
-    while level:
-        node = level.pop()
-        total += getsizeof(node) + 8
-        if type(node) is dict:
-            total += sum(map(getsizeof, node))
-            level.extend(node.values())
-        elif type(node) is list:
-            level.extend(node)
+    nodes = [value]
+    for node in nodes:  # more come while it goes on
+        kind = type(node)
+        if kind is str:
+            total += len(node) if node.isascii() else 4 * len(node)
+        elif kind is dict:
+            total += NODE_BYTES * len(node) + 4 * len("".join(node))
+            nodes += node.values()
+        elif kind is list:
+            total += BYTES_PER_VALUE * len(node)
+            nodes += node
+        elif kind is int:
+            total += node.bit_length() // 8  # thousands of digits may come
     return total
 
 

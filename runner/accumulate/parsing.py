@@ -150,17 +150,17 @@ def read_usage(value: Any) -> Usage | None:
     if not isinstance(value, dict):
         return None
     given = _count(value, "prompt_tokens", "input_tokens")
-    made = _count(value, "completion_tokens", "output_tokens")
     if given is None:
         return None
+    made = _count(value, "completion_tokens", "output_tokens")
     if made is None:
         total = _count(value, "total_tokens")
         if total is None or total < given:
             return None
         made = total - given
-    cached = _detail(value, "cached_tokens", "prompt_tokens_details", "input_tokens_details")
-    reasoning = _detail(value, "reasoning_tokens", "completion_tokens_details", "output_tokens_details")
-    return Usage(given, made, min(cached, given), min(reasoning, made))
+    cached = _part(given, value, "cached_tokens", "prompt_tokens_details", "input_tokens_details")
+    reasoning = _part(made, value, "reasoning_tokens", "completion_tokens_details", "output_tokens_details")
+    return Usage(given, made, cached, reasoning)
 
 
 def _count(value: dict[str, Any], *names: str) -> int | None:
@@ -171,9 +171,9 @@ def _count(value: dict[str, Any], *names: str) -> int | None:
     return None
 
 
-def _detail(value: dict[str, Any], name: str, *groups: str) -> int:
+def _part(whole: int, value: dict[str, Any], name: str, *groups: str) -> int:
     for group in groups:
         details = value.get(group)
         if isinstance(details, dict):
-            return _count(details, name) or 0
+            return min(_count(details, name) or 0, whole)
     return 0

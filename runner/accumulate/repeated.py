@@ -57,7 +57,7 @@ class Repeated:
         # One call for all of them. A line feed can't stand in a JSON string, so none of these joints does; and as many
         # strings as pieces, nothing else beside them, mean that each piece is one string.
         joined = b",\n".join(written)
-        if joined.count(b"\n") >= len(written) or b"\r" in joined:
+        if joined.count(b"\n") >= len(written) or joined.find(b"\r") >= 0:
             return None  # one of them is several lines, whose ends JSON takes for spaces
         try:
             texts: list[Any] = _loads(b"[%b]" % joined)

@@ -33,7 +33,7 @@ class ResponsesAccumulator:
     repeated = None
     may_repeat = False
     """See `Accumulator`: every event has a number of its own."""
-    __slots__ = ("_done", "_held", "_items", "_numbers", "_raw", "_response", "_terminal", "_weight")
+    __slots__ = ("_held", "_items", "_numbers", "_raw", "_response", "_terminal", "_weight", "ended")
 
     def __init__(self) -> None:
         self._response: dict[str, Any] = {"object": "response"}
@@ -42,16 +42,17 @@ class ResponsesAccumulator:
         self._items = Items(self._held)
         self._numbers = Numbering()
         self._terminal = False  # `_response` is a terminal event's
-        self._done = False
+        self.ended = False
+        """See `Accumulator`."""
         self._raw = False  # some strings may hold lone surrogates
 
     def feed(self, name: str, data: bytes) -> Sequence[Delta]:
         """See `Accumulator`."""
-        if self._done:
+        if self.ended:
             return ()
         event = parse(name, data)
         if event is None:
-            self._done = data.startswith(DONE)
+            self.ended = data.startswith(DONE)
             return ()
         raw = type(event) is Raw
         self._raw |= raw
@@ -112,7 +113,7 @@ class ResponsesAccumulator:
             raise MalformedChunk("an event of the stream is missing, and the last one has no output")
         # The event's type is the fact; a status that was left behind is brought into line.
         self._response = response | {"output": output or self._items.body(), "status": _ENDS[kind]}
-        self._terminal = self._done = True
+        self._terminal = self.ended = True
 
     @property
     def held(self) -> int:
@@ -127,11 +128,6 @@ class ResponsesAccumulator:
     def complete(self) -> bool:
         """Whether a terminal event of a good end was seen."""
         return self._terminal
-
-    @property
-    def ended(self) -> bool:
-        """See `Accumulator`."""
-        return self._done
 
     @property
     def finish(self) -> str | None:

@@ -50,8 +50,7 @@ class Body(ResponseBody):
         "size",
     )
 
-    _poured: ClassVar[int] = 0  # bodies of this process that are being poured…
-    _gather_s: ClassVar[float] = GATHER_S  # …and how long the blocks of each may gather
+    _poured: ClassVar[int] = 0  # bodies of this process that are being poured
 
     def __init__(self, source: Source, sent_ns: int) -> None:
         super().__init__(sent_ns)
@@ -104,7 +103,8 @@ class Body(ResponseBody):
     @property
     def gather_s(self) -> float:
         """See `ResponseBody`."""
-        return Body._gather_s
+        seconds = Body._poured / GATHERED_PER_S
+        return min(seconds, MAX_GATHER_S) if seconds > GATHER_S else GATHER_S
 
     def _due(self) -> None:
         self._timer = None
@@ -168,35 +168,23 @@ class Body(ResponseBody):
 
     async def pour(self, take: Take) -> bool:
         """See `ResponseBody`."""
-        Body._count(1)
+        Body._poured += 1
+        self._take = take
         try:
-            return await self._pour(take)
+            while self._blocks or not self._ended:
+                if not self._ended:
+                    self._source.resume()
+                if self._blocks:
+                    if take(*self._all()):
+                        return True
+                elif await self.wait():
+                    return True
         finally:
-            Body._count(-1)
-
-    @classmethod
-    def _count(cls, more: int) -> None:
-        """As many more are being poured."""
-        Body._poured += more
-        Body._gather_s = min(max(GATHER_S, Body._poured / GATHERED_PER_S), MAX_GATHER_S)
-
-    async def _pour(self, take: Take) -> bool:
-        while self._blocks or not self._ended:
-            if not self._ended:
-                self._source.resume()
-            if self._blocks:
-                if take(*self._all()):
-                    return True
-                continue
-            self._take = take
-            try:
-                if await self.wait():
-                    return True
-            finally:
-                self._take = None
-                if self._timer is not None:
-                    self._timer.cancel()
-                    self._timer = None
+            Body._poured -= 1
+            self._take = None
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
         if self._error is not None:
             raise self._error
         return False

@@ -38,9 +38,7 @@ class Stream(NamedTuple):
 def feed(accumulator: Accumulator, blocks: Iterable[bytes]) -> list[Delta]:
     """Feeds blocks of an event stream through the decoder."""
     decoder = Decoder()
-    return [
-        delta for block in blocks for event in decoder.feed(block) for delta in accumulator.feed(event.name, event.data)
-    ]
+    return [delta for block in blocks for name, data in decoder.feed(block) for delta in accumulator.feed(name, data)]
 
 
 def accumulate(api: Api, blocks: Iterable[bytes], choices: int = 1) -> tuple[Accumulator, list[Delta]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-from dataclasses import astuple
 from typing import Any
 
 import orjson
@@ -238,7 +237,7 @@ def test_whatever_is_fed_only_two_exceptions_escape_and_all_can_be_written(
         assert orjson.loads(orjson.dumps(accumulator.body())) == whole(accumulator)
         orjson.dumps(accumulator.finish)
         assert accumulator.complete in (True, False)
-        assert accumulator.usage is None or min(astuple(accumulator.usage)) >= 0
+        assert accumulator.usage is None or min(accumulator.usage) >= 0
 
 
 @given(st.one_of(chat_streams(), response_streams()), st.data())

@@ -409,6 +409,11 @@ def test_usage_that_cannot_be_read_is_unknown_and_the_answer_stands(usage: bytes
     orjson.dumps(accumulator.body())
 
 
+def test_a_part_of_the_tokens_is_never_more_than_all_of_them() -> None:
+    details = {"prompt_tokens_details": {"cached_tokens": 10}, "completion_tokens_details": {"reasoning_tokens": 13}}
+    assert fed(chunk(usage=USAGE | details)).usage == Usage(9, 12, cached_tokens=9, reasoning_tokens=12)
+
+
 def test_last_usage_wins_and_null_does_not_undo_it() -> None:
     first = {"prompt_tokens": 1, "completion_tokens": 1}
     accumulator = fed(chunk(usage=first), chunk(usage=USAGE), chunk(usage=None))

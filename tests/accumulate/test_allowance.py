@@ -95,20 +95,20 @@ def test_whatever_a_line_says_it_has_an_allowance(body: dict[str, Any], api: Api
 
 def test_a_share_is_free_whatever_others_hold() -> None:
     room = Room(MIN_ROOM_BYTES)
-    with room.open(Allowance(10**9, 1 * MIB)) as greedy, room.open(Allowance(10**9, 1 * MIB)) as modest:
-        assert greedy.refusal(2 * MIN_ROOM_BYTES) is not None
-        assert modest.refusal(1 * MIB) is None
-        assert modest.refusal(1 * MIB + 1) is not None
+    greedy, modest = (room.open(10**9, 1 * MIB) for _ in range(2))
+    assert greedy.refusal(2 * MIN_ROOM_BYTES) is not None
+    assert modest.refusal(1 * MIB) is None
+    assert modest.refusal(1 * MIB + 1) is not None
 
 
 def test_endless_answers_hold_no_more_than_all_shares_together() -> None:
     room, allowance = Room(MIN_ROOM_BYTES), allowed()
-    places = [room.open(allowance).__enter__() for _ in range(64)]
+    places = [room.open(*allowance) for _ in range(64)]
     most = 0
     for held in range(0, allowance.bound, 64 * KIB):
         for place in places[:]:
             if place.refusal(held) is not None:
-                place.__exit__(None, None, None)
+                place.close()
                 places.remove(place)
         most = max(most, room.held)
     assert most <= 64 * (allowance.share + 64 * KIB)
@@ -116,17 +116,18 @@ def test_endless_answers_hold_no_more_than_all_shares_together() -> None:
 
 def test_a_long_answer_goes_on_where_others_are_short_and_ends_at_its_own_bound() -> None:
     room, allowance = Room(MIN_ROOM_BYTES), allowed()
-    with room.open(allowance) as long, room.open(allowance) as short:
-        assert short.refusal(20 * KIB) is None
-        assert long.refusal(allowance.bound) is None
-        assert long.refusal(allowance.bound + 1) is not None
+    long, short = room.open(*allowance), room.open(*allowance)
+    assert short.refusal(20 * KIB) is None
+    assert long.refusal(allowance.bound) is None
+    assert long.refusal(allowance.bound + 1) is not None
 
 
 def test_what_has_ended_holds_nothing() -> None:
     room = Room(MIN_ROOM_BYTES)
-    with room.open(allowed()) as place:
-        place.refusal(5)
-        assert room.held == 5
+    place = room.open(*allowed())
+    place.refusal(5)
+    assert room.held == 5
+    place.close()
     assert (room.held, room.shares) == (0, 0)
 
 
@@ -253,6 +254,16 @@ def test_a_value_weighs_what_it_takes() -> None:
     assert sys.getsizeof("x" * 10_000) < weigh(value) < 11_000
 
 
+@pytest.mark.parametrize("text", ["x" * 10_000, "é" * 10_000, "語" * 10_000, "😀" * 10_000], ids=lambda text: text[0])
+def test_no_text_and_no_key_weighs_less_than_it_takes(text: str) -> None:
+    assert weigh(text) >= 0.9 * sys.getsizeof(text)
+    assert weigh([{text: None}]) >= 0.9 * sys.getsizeof(text)
+
+
+def test_a_number_of_thousands_of_digits_weighs_what_it_takes() -> None:
+    assert weigh(10**4_000) >= 0.9 * sys.getsizeof(10**4_000)
+
+
 # ── Values ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -260,16 +271,16 @@ def test_a_value_weighs_what_it_takes() -> None:
     "data", [b"[" + b"[]," * 400_000 + b"[]]", b"{" + b'"a":{},' * 400_000 + b"}", b"[" + b'"",' * 400_000 + b"0]"]
 )
 def test_very_many_values_are_seen_before_they_are_parsed(data: bytes) -> None:
-    assert has_too_many_values(data, Allowance(1, 1))
-    assert not has_too_many_values(data, Allowance(100 * MIN_PARSED_BYTES, 1)), "they may have been asked for"
+    assert has_too_many_values(data, 1)
+    assert not has_too_many_values(data, 100 * MIN_PARSED_BYTES), "they may have been asked for"
 
 
 @pytest.mark.parametrize("text", [b"1,2,", b'\\",', b"\\\\,", b"[{},"])
 def test_commas_in_a_long_text_are_no_values(text: bytes) -> None:
-    assert not has_too_many_values(b'{"delta":"' + text * 500_000 + b'"}', Allowance(1, 1))
+    assert not has_too_many_values(b'{"delta":"' + text * 500_000 + b'"}', 1)
 
 
 @pytest.mark.parametrize("junk", [b'"', b'\\"', b'"\\', b'"x\\"', b"\\"])
 def test_what_is_no_json_is_looked_at_once(junk: bytes) -> None:
     """A search that begins again at every quote would take minutes here."""
-    has_too_many_values(junk * 300_000 + b"," * 300_000 + b'"' + junk * 300_000, Allowance(1, 1))
+    has_too_many_values(junk * 300_000 + b"," * 300_000 + b'"' + junk * 300_000, 1)
