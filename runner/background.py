@@ -46,7 +46,7 @@ MAX_ID_CHARS: Final = 512
 
 def is_background(job: Job) -> bool:
     """Whether a job's answer is generated without its connection."""
-    return job.api is Api.RESPONSES and job.body.get("background") is True
+    return job.body.get("background") is True and job.api is Api.RESPONSES
 
 
 def id_of(response: Any) -> str | None:

@@ -218,7 +218,7 @@ class Client:
 
     async def post(self, api: Api, content: bytes, *, stream: bool, prefix: str = "") -> ResponseBody:
         """See `Poster`. `prefix` comes before the path."""
-        key = (prefix + api.value, stream)
+        key = (prefix + api.path, stream)
         kind = self._kinds.get(key)
         if kind is None:
             kind = self._kinds[key] = _Kind.of(_options(*key))

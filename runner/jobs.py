@@ -6,6 +6,8 @@ import enum
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 
 class Api(enum.Enum):
     """The four endpoints a job can go to; the value is the path below the base URL."""
@@ -16,6 +18,10 @@ class Api(enum.Enum):
     EMBEDDINGS = "/embeddings"
 
     __hash__ = object.__hash__  # an enum's own takes as long as ten look-ups
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        """The same, found faster than `value`, which is a descriptor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +34,8 @@ class StopAfter:
     """Characters of visible text, over all choices."""
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One request to make."""
+class Job(msgspec.Struct, frozen=True):
+    """One request to make. To make a frozen dataclass of it takes six times as long: a fifth of a line's parsing."""
 
     id: str
     """The line's custom_id (or id); without one `job-<32 hex>`, derived from its content and its occurrence."""

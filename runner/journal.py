@@ -28,6 +28,7 @@ from runner.errors import OutputError
 from runner.files import AppendFile, FileSystem
 from runner.limits import DELTA_FLUSH_S, MAX_PENDING_OUTPUT_BYTES, MAX_RECORD_GROUP, PENDING_BYTES_PER_STREAM
 from runner.recovery import DELTAS, RESULTS
+from runner.wakeup import Wakeup
 
 _FLUSH_BYTES: Final = 256 * 1024
 """Deltas are written before their time when so many have gathered."""
@@ -76,7 +77,7 @@ class Journal:
         self._closing = False
         self._hurried = False
         self._error: OutputError | None = None
-        self._wake = anyio.Event()
+        self._wake = Wakeup()
         self._room = anyio.Event()
         self._closed = anyio.Event()
         self._counts = [0, 0, 0]
@@ -104,7 +105,7 @@ class Journal:
         self._records.append((line, acknowledged))
         self._record_bytes += len(line)
         if len(self._records) in (1, self._group):
-            self._wake.set()
+            self._wake.ring()
         return acknowledged
 
     def delta(self, line: bytes) -> None:
@@ -112,14 +113,14 @@ class Journal:
         if not self._wants_deltas:
             return
         if not self._lines or self._line_bytes > _FLUSH_BYTES:
-            self._wake.set()
+            self._wake.ring()
         self._lines.append(line)
         self._line_bytes += len(line)
 
     def hurry(self) -> None:
         """What was handed over is written now: the name of something that is paid for, say."""
         self._hurried = True
-        self._wake.set()
+        self._wake.ring()
 
     @property
     def has_room(self) -> bool:
@@ -145,7 +146,7 @@ class Journal:
     def close(self) -> None:
         """Ends `run` once everything is written."""
         self._closing = True
-        self._wake.set()
+        self._wake.ring()
 
     async def wait_closed(self) -> None:
         """Returns when `run` has ended."""
@@ -207,9 +208,8 @@ class Journal:
                 due_s = min(due_s, self._next_s)
             if due_s <= now_s:
                 return
-            self._wake = anyio.Event()
-            with anyio.move_on_after(due_s - now_s):
-                await self._wake.wait()
+            self._wake.forget()
+            await self._wake.wait(due_s - now_s)
 
     async def _commit(self, results: AppendFile, deltas: AppendFile | None) -> None:
         """One group: takes what is there, writes it in a thread, wakes those who waited for it."""

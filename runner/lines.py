@@ -10,14 +10,16 @@ Accepted: a carriage return counts towards the bound and belongs to the digest o
 from __future__ import annotations
 
 from hashlib import blake2b
-from typing import Final, NamedTuple
+from typing import Final
+
+import msgspec
 
 from runner.limits import MAX_LINE_BYTES
 
 _BOM: Final = b"\xef\xbb\xbf"
 
 
-class Line(NamedTuple):
+class Line(msgspec.Struct, frozen=True, gc=False):
     """One line that isn't blank."""
 
     number: int

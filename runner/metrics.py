@@ -1,7 +1,7 @@
 """Counters of a run, fed by the workers and read by the live view and the summary. Pure but for the clock it is given.
 
-What a finished job counts is read from its own record (`Finished.of_record`), here and where summary.json is made from
-the file: one source for the live view, the summary and the records.
+What a finished job counts is read from its own record (`written`), here and where summary.json is made from the file:
+one source for the live view, the summary and the records.
 
 Live tokens a second are chunks a second, times the tokens that a chunk of this run's finished answers carried: servers
 name tokens only at the end, chunks arrive as they come. Memory is bounded, whatever the number of jobs and whatever
@@ -15,9 +15,9 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from runner.totals import Finished as Finished
+from runner.totals import Counts
 from runner.totals import Tally as Tally
-from runner.totals import Totals as Totals
+from runner.written import Written, of_record
 
 if TYPE_CHECKING:
     from runner.admission import AdmissionStatistics
@@ -86,12 +86,11 @@ class _Rate:
         self._bins: deque[list[float]] = deque()  # [number of the bin, amount]
         self._bin_ends = -math.inf
 
-    def add(self, amount: float) -> None:
-        now = self._clock()
-        if now < self._bin_ends:  # what nearly every chunk meets
+    def add(self, amount: float, now_s: float) -> None:
+        if now_s < self._bin_ends:  # what nearly every job meets
             self._bins[-1][1] += amount
             return
-        number = int(now / self._bin_s)
+        number = int(now_s / self._bin_s)
         bins = self._bins
         bins.append([number, amount])
         self._bin_ends = (number + 1) * self._bin_s
@@ -158,8 +157,8 @@ class RunMetrics:
         """Chunks with content that have arrived; counted up by who takes them."""
         self.retries = Tally()
         """Attempts that failed, by kind of fault, as they happen."""
-        self._totals = Totals()
-        self._uncounted: list[Finished] = []  # jobs that these don't hold yet
+        self._totals = Counts()  # no times: nobody looks at them while the run goes on
+        self._uncounted: list[Written] = []  # jobs that these don't hold yet
         self._bottleneck = Bottleneck(clock)
         self._chunk_rate = _Growth(clock)
         self._whole_rate = _Rate(clock)  # tokens of answers that came in one piece
@@ -177,32 +176,30 @@ class RunMetrics:
         """An attempt met a fault of this kind."""
         self.retries.note(kind)
 
-    def record(self, record: Mapping[str, Any]) -> None:
+    def record(self, record: dict[str, Any]) -> None:
         """A job's final record is written."""
-        self.finished(Finished.of_record(record))
-
-    def finished(self, job: Finished) -> None:
-        """A job is finished."""
+        job = of_record(record)
         self._uncounted.append(job)
         if len(self._uncounted) >= _TOGETHER:
             self._count()
-        self._job_rate.add(1)
-        self._eta_rate.add(1)
-        tokens = job.output_tokens or 0
-        if not job.chunks:
-            self._whole_rate.add(tokens)
+        now_s, how = self._clock(), job.runner
+        self._job_rate.add(1, now_s)
+        self._eta_rate.add(1, now_s)
+        tokens = (how.usage.output_tokens if how.usage is not None else 0) or 0
+        if not how.chunks:
+            self._whole_rate.add(tokens, now_s)
         elif tokens:
             self._streamed[0] += tokens
-            self._streamed[1] += job.chunks
+            self._streamed[1] += how.chunks
 
     def _count(self) -> None:
         jobs, self._uncounted = self._uncounted, []
-        self._totals.add(*jobs)
+        self._totals.add(jobs)
 
     # ── Read ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     @property
-    def totals(self) -> Totals:
+    def totals(self) -> Counts:
         """What the jobs of this run sum up to."""
         if self._uncounted:
             self._count()

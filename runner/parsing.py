@@ -83,17 +83,12 @@ class JobParser:
         given: str | None = None
         metadata: Any = None
         try:
-            value = self._load(line)
+            value = _load(line, self._max_line_bytes)
             metadata = value.get("metadata")
             given = self._claimed(_custom_id(value))
             return self._job(line, value, given)
         except _Reject as error:
             return self._rejected(line, error, given, metadata)
-
-    def _load(self, line: Line) -> dict[str, Any]:
-        if line.data is None:
-            raise _Reject(Reason.LINE_TOO_LONG, f"{line.size_bytes} bytes, at most {self._max_line_bytes}")
-        return _load(line.data)
 
     def _job(self, line: Line, value: dict[str, Any], given: str | None) -> Job:
         api, body = _form(value)
@@ -101,7 +96,7 @@ class JobParser:
         _check_body(api, body)
         stop_after = _stop_after(value.get("stop_after"), stream)
         metadata = value.get("metadata")
-        asked = [api.value, body, stream, value.get("stop_after")]
+        asked = [api.path, body, stream, value.get("stop_after")]
         return Job(
             id=self._derived_id(_canonical([*asked, metadata])) if given is None else given,
             line=line.number,
@@ -160,9 +155,13 @@ def _derived(kind: str, content: bytes, occurrence: int) -> str:
 # ── JSON ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _load(data: bytes) -> dict[str, Any]:
+def _load(line: Line, max_bytes: int) -> dict[str, Any]:
+    data = line.data
+    if data is None:
+        raise _Reject(Reason.LINE_TOO_LONG, f"{line.size_bytes} bytes, at most {max_bytes}")
     # Before they are made, hence counted roughly: what stands in a string counts too.
-    if len(data) > MAX_JSON_VALUES and sum(map(data.count, (b",", b"[", b"{"))) > MAX_JSON_VALUES:
+    opened = data.count(b"[") + data.count(b"{")
+    if len(data) > MAX_JSON_VALUES and opened + data.count(b",") > MAX_JSON_VALUES:
         raise _Reject(Reason.TOO_MANY_VALUES, f"more than {MAX_JSON_VALUES}")
     try:
         value = orjson.loads(data)
@@ -170,7 +169,7 @@ def _load(data: bytes) -> dict[str, Any]:
         raise _why_not_json(data, str(error)) from None
     if not isinstance(value, dict):
         raise _Reject(Reason.NOT_AN_OBJECT, f"it is {type(value).__name__}")
-    if _depth_exceeds(value, MAX_JSON_DEPTH):
+    if opened > MAX_JSON_DEPTH and _depth_exceeds(value, MAX_JSON_DEPTH):
         raise _Reject(Reason.TOO_DEEP, f"more than {MAX_JSON_DEPTH} levels")
     return value
 
@@ -237,7 +236,7 @@ def _form(value: dict[str, Any]) -> tuple[Api, dict[str, Any]]:
     body = {key: inner for key, inner in value.items() if key not in _OURS}
     if api is None:
         api = _told_by_keys(body)
-    if api is Api.CHAT and "messages" not in body and "prompt" in body:
+    if "messages" not in body and "prompt" in body and api is Api.CHAT:
         return api, _short(body)
     return api, body
 
@@ -293,7 +292,8 @@ def _check_body(api: Api, body: dict[str, Any]) -> None:
     n = body.get("n")
     if n is not None and (not isinstance(n, int) or isinstance(n, bool) or not 1 <= n <= MAX_CHOICES):
         raise _Reject(Reason.INVALID_N, f"1 to {MAX_CHOICES}")
-    if not isinstance(body.get("stream_options"), dict | None):
+    options = body.get("stream_options")
+    if options is not None and not isinstance(options, dict):
         raise _Reject(Reason.INVALID_STREAM_OPTIONS)
     if api is Api.CHAT:
         messages = body.get("messages")

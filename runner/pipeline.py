@@ -104,11 +104,11 @@ class Pipeline:
     # ── Reader ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _read(self, staff: TaskGroup) -> None:
-        left = self.bench.settings.limit
+        left, resumes = self.bench.settings.limit, len(self.done) > 0
         async for batch in JobSource(self.paths).batches():
             jobs: list[Job] = []
             for item in batch:
-                if id_key(item.id) in self.done:
+                if resumes and id_key(item.id) in self.done:
                     if asks_something_else(item, self.done):
                         # Standard input alone gets here: what can be read ahead was checked before anything was sent.
                         self.drain.ask(2, str(changes_refused([item.id], self.paths)))
@@ -172,21 +172,22 @@ class Pipeline:
     async def _worker(self) -> None:
         while (job := await self._jobs.take()) is not None and not self.drain.asked:
             self._held_bytes += job.size_bytes
-            await self._one(job)
-            self._held_bytes -= job.size_bytes
+            try:
+                await run_job(self.bench, job)
+            except AdmissionClosed:
+                continue  # the run drains: the job stays for the next one
+            except StopRun as stop:
+                self._stopped(stop)
+            finally:
+                self._held_bytes -= job.size_bytes
+            self._check_limits()
 
-    async def _one(self, job: Job) -> None:
-        try:
-            await run_job(self.bench, job)
-        except AdmissionClosed:
-            return  # the run drains: the job stays for the next one
-        except StopRun as stop:
-            text = f"{stop.fault.kind.value}: {self.bench.redactor.redact(stop.fault.message)}"
-            if stop.only is None:
-                self.drain.ask(4, text)
-            else:
-                self.drain.note(4, f"no endpoint is left for {stop.only}: {text}")
-        self._check_limits()
+    def _stopped(self, stop: StopRun) -> None:
+        text = f"{stop.fault.kind.value}: {self.bench.redactor.redact(stop.fault.message)}"
+        if stop.only is None:
+            self.drain.ask(4, text)
+        else:
+            self.drain.note(4, f"no endpoint is left for {stop.only}: {text}")
 
     def _check_limits(self) -> None:
         if not self._has_limits:

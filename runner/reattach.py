@@ -176,17 +176,16 @@ class BackgroundRun(JobRun):
         follow = partial(get, known.id, stream=True, after=text.last)
         return Continuation(follow, answer, text.chunks, text.chars)
 
-    async def _send(self, ticket: Ticket) -> Attempted:
-        attempted = await super()._send(ticket)
+    def _concluded(self, ticket: Ticket, attempted: Attempted) -> None:
+        super()._concluded(ticket, attempted)
         if attempted.pending is not None:
             self._take_pending(attempted.pending)
-            return attempted
+            return
         attempted.duration_s += self._offset_s
         if self._text.chunks:
             attempted.chunks, attempted.ttft_s, attempted.gaps = self._text.chunks, self._text.ttft_s, self._text.gaps
         if isinstance(attempted.outcome, Failed) and self._known is not None:
             self._judge(self._known, attempted, attempted.outcome)
-        return attempted
 
     def _take_pending(self, shown: dict[str, Any]) -> None:
         """An answer in one piece says that it isn't finished; its id goes into deltas.jsonl like a stream's."""

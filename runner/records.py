@@ -52,7 +52,7 @@ class History:
 
 def record_line(record: Mapping[str, Any]) -> bytes:
     """The bytes of a record, newline included."""
-    return orjson.dumps(record) + b"\n"
+    return orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
 
 
 def of_job(
@@ -71,7 +71,11 @@ def of_job(
     """
     record: dict[str, Any] = {"id": job.id, "custom_id": job.id}
     if isinstance(outcome, Completed):
-        record["response"] = _answer(attempted, outcome)
+        record["response"] = {
+            "status_code": attempted.status if attempted else None,
+            "request_id": attempted.request_id if attempted else None,
+            "body": outcome.body,
+        }
         record["error"] = None if unwanted is None else error_of(unwanted, None)
     else:
         record["response"] = _refusal(outcome.fault)
@@ -108,14 +112,6 @@ def error_of(fault: Fault, partial: dict[str, Any] | None) -> dict[str, Any]:
     return error
 
 
-def _answer(attempted: Attempted | None, outcome: Completed) -> dict[str, Any]:
-    return {
-        "status_code": attempted.status if attempted else None,
-        "request_id": attempted.request_id if attempted else None,
-        "body": outcome.body,
-    }
-
-
 def _refusal(fault: Fault) -> dict[str, Any] | None:
     """The HTTP answer of a request that the server refused; None where no such answer came."""
     if fault.status is None:
@@ -126,13 +122,16 @@ def _refusal(fault: Fault) -> dict[str, Any] | None:
 def _runner(
     job: Job, history: History, attempted: Attempted | None, outcome: Outcome, cost: float | None
 ) -> dict[str, Any]:
-    answered = outcome.body.get("model") if isinstance(outcome, Completed) else None
+    model, finish = history.model, None
+    if isinstance(outcome, Completed):
+        answered, finish = outcome.body.get("model"), outcome.finish
+        model = answered if isinstance(answered, str) else model
     return {
         "attempts": history.attempts,
         "line": job.line,
         "digest": f"{job.digest:016x}",
         "endpoint": history.endpoint,
-        "model": answered if isinstance(answered, str) else history.model,
+        "model": model,
         "started": history.started,  # orjson writes what isoformat() would
         "queue_s": _rounded(history.queue_s),
         "limiter_wait_s": _rounded(history.limiter_wait_s),
@@ -142,7 +141,7 @@ def _runner(
         "icl": _gaps(attempted),
         "usage": _usage(outcome.usage),
         "cost": cost,
-        "finish": outcome.finish if isinstance(outcome, Completed) else None,
+        "finish": finish,
         "retries": [retry._asdict() for retry in history.retries],
     }
 

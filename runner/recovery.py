@@ -23,8 +23,8 @@ from typing import Final, NamedTuple
 from runner.digests import DigestMap, id_key
 from runner.errors import DamagedOutputError
 from runner.files import AppendFile, FileSystem, output_errors
-from runner.totals import Finished, Totals
-from runner.written import Block, read, read_any
+from runner.totals import Totals
+from runner.written import Block, of_any, read, read_any
 from runner.written import Entry as Entry
 
 RESULTS: Final = "results.jsonl"
@@ -145,14 +145,14 @@ class _Found:
         new = self.done.add(block.keys(), block.digests)
         if new < len(block.records):
             raise self._second(group.number + new, block.records[new].id)
-        self.totals.add_all(block.records)
+        self.totals.add(block.records)
         self.size_bytes += sum(map(len, group.lines)) + len(group.lines)
 
     def _add(self, line: Line) -> None:
         found = read_any(line.data) if line.whole else None
         if found is not None:
             self._add_record(line, found[0])
-            self.totals.add(Finished.of_record(found[1]))
+            self.totals.add([of_any(found[1])])
             self.size_bytes += len(line.data) + 1
             return
         self.tail = self.tail or line

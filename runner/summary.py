@@ -11,8 +11,8 @@ from typing import Any, Final, Protocol
 
 from runner.escape import for_line
 from runner.sketch import Sketch, needed
-from runner.totals import Finished, Totals
-from runner.written import read, read_any
+from runner.totals import Totals
+from runner.written import of_any, read, read_any
 
 SCHEMA: Final = 1
 _GROUP_BYTES: Final = 1 << 20
@@ -70,7 +70,7 @@ def _count(totals: Totals, lines: list[bytes], first: int) -> None:
     """Counts the records of some lines, together where each is plainly one."""
     block = read(lines)
     if block is not None:
-        totals.add_all(block.records)
+        totals.add(block.records)
     elif len(lines) > 1:
         half = len(lines) // 2
         _count(totals, lines[:half], first)
@@ -79,7 +79,7 @@ def _count(totals: Totals, lines: list[bytes], first: int) -> None:
         found = read_any(lines[0])
         if found is None:
             raise ValueError(f"line {first} is not a record")
-        totals.add(Finished.of_record(found[1]))
+        totals.add([of_any(found[1])])
 
 
 def percentiles(sketch: Sketch) -> dict[str, float | int | None]:

@@ -27,14 +27,14 @@ def encode_body(
 
     But for `renamed`, what the model is called at the endpoint, and `service_tier`, where the line's had no room.
     """
-    body = job.body if "model" in job.body or model is None else {"model": model, **job.body}
+    body = {**job.body} if "model" in job.body or model is None else {"model": model, **job.body}
     if renamed is not None:
-        body = {**body, "model": renamed}
+        body["model"] = renamed
     if service_tier is not None:
-        body = {**body, "service_tier": service_tier}
+        body["service_tier"] = service_tier
     if job.api is Api.EMBEDDINGS:
         return orjson.dumps(body)
-    body = {**body, "stream": job.stream}
+    body["stream"] = job.stream
     if job.stream:
         options = _options(job.api, stream_options) | (body.get("stream_options") or {})
         if options:
@@ -65,10 +65,10 @@ def choices_of(job: Job) -> int:
 
 def prompts_of(job: Job) -> int:
     """How many prompts it has: a legacy completion may hold many; a list of integers is one."""
-    if job.api is not Api.COMPLETIONS:
-        return 1
     prompts = job.body.get("prompt")
-    return len(prompts) if isinstance(prompts, list) and prompts and isinstance(prompts[0], str | list) else 1
+    if not isinstance(prompts, list) or job.api is not Api.COMPLETIONS:
+        return 1
+    return len(prompts) if prompts and isinstance(prompts[0], str | list) else 1
 
 
 def output_cap_of(job: Job) -> int | None:

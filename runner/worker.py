@@ -1,6 +1,6 @@
 """One job through its attempts, to its one final record.
 
-Steps: encode the body and estimate its tokens; then, under tenacity, admission → attempt → settle, with the backoff
+Steps: estimate its tokens; then, under tenacity, admission → encode the body → attempt → settle, with the backoff
 outside the concurrency slot; then the record, acknowledged by the journal before the job counts as finished.
 
 A job has no record when the run was told to stop before it ended, or when it met a fault that stops the run (no quota,
@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -97,7 +97,7 @@ class Bench:
         self.deadlines = Deadlines(given.first_token_timeout, given.idle_timeout, given.total_timeout)
 
 
-async def run_job(bench: Bench, job: Job) -> None:
+def run_job(bench: Bench, job: Job) -> Coroutine[Any, Any, None]:
     """Runs one job to its final record.
 
     Raises:
@@ -108,23 +108,23 @@ async def run_job(bench: Bench, job: Job) -> None:
     if is_background(job):
         from runner.reattach import BackgroundRun  # made of what is below
 
-        await BackgroundRun(bench, job).run()
-    else:
-        await JobRun(bench, job).run()
+        return BackgroundRun(bench, job).run()
+    return JobRun(bench, job).run()
 
 
 class JobRun:
     """The state of one job between its attempts. It is also the sink of its attempts' deltas."""
 
+    _need: Need
+    _guessed: int
+    """Choices of its answer whose length nothing bounds."""
+
     def __init__(self, bench: Bench, job: Job) -> None:
         self._bench = bench
         self._job = job
         settings = bench.settings
-        self._contents: dict[tuple[str | None, ...], bytes] = {}
         self._service_tier: str | None = None
         """Another than the line's, once its own had no room."""
-        self._need = Need(0, 0)
-        self._guessed = 0
         self._ticket: Ticket | None = None
         model = job.body.get("model", settings.model)
         self._history = History(model if isinstance(model, str) else None)
@@ -143,7 +143,8 @@ class JobRun:
         """The job's way, start to end."""
         try:
             self._prepare()
-            outcome = await self._primed()
+            primers, key = self._bench.primers, self._cache_key
+            outcome = await (self._attempts() if primers is None or key is None else self._primed(primers, key))
         except (AdmissionClosed, OutputError):
             raise
         except Exception as error:  # a defect of ours in one job must not take the others with it
@@ -157,28 +158,10 @@ class JobRun:
         default = self._bench.reservation.output_tokens(self._history.model)
         estimate = tokens.estimate(self._job, default_output_tokens=default)
         self._guessed = estimate.guessed
-        self._need = Need(estimate.input_tokens, estimate.output_tokens, guessed=estimate.guessed > 0)
+        self._need = Need(estimate.input_tokens, estimate.output_tokens, estimate.guessed > 0)
 
-    def _content(self, endpoint: Endpoint) -> bytes:
-        """The body as this endpoint is to get it, encoded once."""
-        settings = self._bench.settings
-        renamed, options = endpoint.name_of(self._history.model), endpoint.stream_options or settings.stream_options
-        key = (renamed, options, self._service_tier)
-        if key not in self._contents:
-            self._contents[key] = encode_body(
-                self._job,
-                model=settings.model,
-                stream_options=options,
-                renamed=renamed,
-                service_tier=self._service_tier,
-            )
-        return self._contents[key]
-
-    async def _primed(self) -> Outcome:
+    async def _primed(self, primers: Primers, key: str) -> Outcome:
         """Its attempts, after those of the job that primes the server's cache for it."""
-        primers, key = self._bench.primers, self._cache_key
-        if primers is None or key is None:
-            return await self._attempts()
         self._primes = await primers.wait(key)
         try:
             return await self._attempts()
@@ -212,23 +195,39 @@ class JobRun:
 
     async def _request(self) -> Attempted:
         """One request: admitted, sent, paid."""
-        admission = self._bench.admission
+        bench = self._bench
         ticket = self._ticket = await self._acquire()
-        self._history.endpoint = ticket.endpoint.name
+        endpoint, model = ticket.endpoint, self._history.model
+        self._history.endpoint = endpoint.name
         used: Usage | None = None
         try:
             self._admitted(ticket)
-            self._last = await self._send(ticket)
-            used = self._used(self._last)
+            renamed = endpoint.name_of(model)
+            content = self._content(endpoint, renamed)
+            if bench.moment is not None:
+                await bench.moment(self._job)
+            attempted = await run_attempt(
+                bench.clients[endpoint.name].serving(renamed or model),
+                self._job,
+                content,
+                choices=choices_of(self._job),
+                deadlines=bench.deadlines,
+                sink=self,
+                on_headers=self._headers_came,
+                continuation=self._continuation(ticket),
+            )
+            self._concluded(ticket, attempted)
+            self._last = attempted
+            used = self._used(attempted)
         finally:
-            admission.settle(ticket, used)
-            admission.release(ticket)
-        return self._last
+            bench.admission.settle(ticket, used)
+            bench.admission.release(ticket)
+        return attempted
 
-    async def _acquire(self) -> Ticket:
+    def _acquire(self) -> Awaitable[Ticket]:
         before, admission = self._ticket, self._bench.admission
         avoid = before.endpoint if before else None
-        return await admission.acquire(self._history.model, self._need, key=self._cache_key, avoid=avoid, again=before)
+        return admission.acquire(self._history.model, self._need, key=self._cache_key, avoid=avoid, again=before)
 
     def _admitted(self, ticket: Ticket) -> None:
         history = self._history
@@ -247,32 +246,30 @@ class JobRun:
         """What to ask for in the place of a POST."""
         return None
 
-    async def _send(self, ticket: Ticket) -> Attempted:
-        bench, history = self._bench, self._history
-        content = self._content(ticket.endpoint)
-        if bench.moment is not None:
-            await bench.moment(self._job)
-        attempted = await run_attempt(
-            bench.clients[ticket.endpoint.name].serving(ticket.endpoint.name_of(history.model) or history.model),
+    def _content(self, endpoint: Endpoint, renamed: str | None) -> bytes:
+        """The body as this endpoint is to get it."""
+        settings = self._bench.settings
+        return encode_body(
             self._job,
-            content,
-            choices=choices_of(self._job),
-            deadlines=bench.deadlines,
-            sink=self,
-            on_headers=self._headers_came,
-            continuation=self._continuation(ticket),
+            model=settings.model,
+            stream_options=endpoint.stream_options or settings.stream_options,
+            renamed=renamed,
+            service_tier=self._service_tier,
         )
+
+    def _concluded(self, ticket: Ticket, attempted: Attempted) -> None:
+        """What its end means for those that come after it."""
         outcome = attempted.outcome
         fault = outcome.fault if isinstance(outcome, Failed) and attempted.pending is None else None
-        bench.admission.concluded(ticket, fault)
+        self._bench.admission.concluded(ticket, fault)
         if fault is not None:
             self._failed(ticket, fault)
-        else:
-            self._uncounted += not attempted.chunks  # an answer that came as a whole counts as one
+            return
+        self._uncounted += not attempted.chunks  # an answer that came as a whole counts as one
+        if self._uncounted:
             self._count_chunks(ticket)
-            if self._primes:
-                self._answer_begins()
-        return attempted
+        if self._primes:
+            self._answer_begins()
 
     def _headers_came(self, answer: ResponseBody) -> None:
         assert self._ticket is not None
@@ -395,24 +392,25 @@ class JobRun:
             bench.echo.end(self._job.id)
 
     def _record(self, outcome: Outcome) -> dict[str, Any]:
-        bench = self._bench
-        completed = isinstance(outcome, Completed)
-        answer = outcome.body if isinstance(outcome, Completed) else {}
-        model = answer.get("model") or self._history.model
+        bench, history = self._bench, self._history
+        answer: dict[str, Any] = {}
+        unwanted: Fault | None = None
+        if isinstance(outcome, Completed):
+            answer, unwanted = outcome.body, self._unwanted(outcome.finish)
+            if self._guessed and outcome.usage is not None:
+                bench.reservation.observe(history.model, outcome.usage.output_tokens // self._guessed)
+        model = answer.get("model") or history.model
         cost = cost_of(outcome.usage, model, bench.settings.prices, tier=answer.get("service_tier"))
-        if completed and self._guessed and outcome.usage is not None:
-            bench.reservation.observe(self._history.model, outcome.usage.output_tokens // self._guessed)
-        unwanted = self._unwanted(outcome) if isinstance(outcome, Completed) else None
-        record = records.of_job(self._job, self._history, self._last, outcome, cost=cost, unwanted=unwanted)
-        if not completed:
+        record = records.of_job(self._job, history, self._last, outcome, cost=cost, unwanted=unwanted)
+        if isinstance(outcome, Failed):
             # A server may echo the key in an error. An answer is left as it is: nothing of ours is in it.
             for key in ("error", "response"):
                 record[key] = bench.redactor.redact_json(record[key])
         return record
 
-    def _unwanted(self, outcome: Completed) -> Fault | None:
+    def _unwanted(self, finish: str) -> Fault | None:
         """The fault that --fail-on makes of this finish; "incomplete" covers "incomplete:<reason>"."""
-        finish, unwanted = outcome.finish, self._bench.settings.fail_on
+        unwanted = self._bench.settings.fail_on
         if unwanted and {finish, finish.partition(":")[0], finish.partition(":")[2]} & unwanted:
             return Fault(FaultKind.UNWANTED_FINISH, f"the answer ended with {finish}")
         return None

@@ -1,8 +1,8 @@
-"""A record's line → what of it counts, for many lines at once. Pure.
+"""A record, or the lines of many → what of them counts. Pure.
 
 The fast way back from what this program wrote: only the fields that are counted become objects, the rest is checked to
-be JSON and passed over. A line that isn't exactly of that shape is read the tolerant way, by `read_any` and
-`Finished.of_record`; what those say decides, and the fast way says the same or nothing.
+be JSON and passed over. What isn't exactly of that shape is read the tolerant way, by `read_any` and `of_any`; what
+those say decides, and the fast way says the same or nothing.
 
 Accepted: a number beyond the range of a double, in a part that is passed over, makes no damage here. orjson, which
 writes the records, can't have written one.
@@ -11,8 +11,8 @@ writes the records, can't have written one.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Final, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Final, NamedTuple, TypeVar
 
 import msgspec
 import orjson
@@ -87,6 +87,7 @@ class Written(msgspec.Struct, gc=False):
 
 
 _decode = msgspec.json.Decoder(Written).decode
+_Part = TypeVar("_Part", Gaps, Tokens)
 
 
 class Block(NamedTuple):
@@ -125,3 +126,68 @@ def read_any(data: bytes) -> tuple[Entry, Mapping[str, Any]] | None:
     if not isinstance(name, str) or not 0 <= digest < 1 << 64 or not (error is None or isinstance(error, dict)):
         return None
     return Entry(name, digest, error is None), record
+
+
+def of_record(record: dict[str, Any]) -> Written:
+    """What counts of a record that is in memory; by `of_any` where it isn't plainly of our shape.
+
+    Raises:
+        ValueError: as `of_any`.
+    """
+    try:
+        return msgspec.convert(record, Written)
+    except msgspec.ValidationError:
+        return of_any(record)
+
+
+def of_any(record: Mapping[str, Any]) -> Written:
+    """The same the tolerant way: a field of the wrong type is unknown. Id and digest are left out.
+
+    Raises:
+        ValueError: it isn't a record: `error` or `runner` is missing or no object.
+    """
+    error, runner = record.get("error", ""), record.get("runner")
+    if not isinstance(runner, dict) or not (error is None or isinstance(error, dict)):
+        raise ValueError("not a record of a run")
+    code = None if error is None else error.get("code")
+    return Written("", None if error is None else Error(code if isinstance(code, str) else "unknown"), _how(runner))
+
+
+def _how(runner: dict[str, Any]) -> How:
+    return How(
+        attempts=_count(runner.get("attempts")) or 0,
+        digest=None,
+        queue_s=_number(runner.get("queue_s")),
+        limiter_wait_s=_number(runner.get("limiter_wait_s")),
+        ttft_s=_number(runner.get("ttft_s")),
+        duration_s=_number(runner.get("duration_s")),
+        chunks=_count(runner.get("chunks")) or 0,
+        icl=_part(Gaps, runner.get("icl"), _number),
+        usage=_part(Tokens, runner.get("usage"), _count),
+        cost=_number(runner.get("cost")),
+        finish=_text(runner.get("finish")),
+        retries=tuple(_repeats(runner.get("retries"))),
+    )
+
+
+def _part(kind: type[_Part], found: Any, read_field: Callable[[Any], Any]) -> _Part | None:
+    if not isinstance(found, dict):
+        return None
+    return kind(**{name: read_field(found.get(name)) for name in kind.__struct_fields__})
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if type(value) is float or type(value) is int else None
+
+
+def _count(value: Any) -> int | None:
+    return value if type(value) is int and value >= 0 else None
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _repeats(retries: Any) -> list[Repeat]:
+    found = retries if isinstance(retries, list) else []
+    return [Repeat(str(retry["reason"])) for retry in found if isinstance(retry, dict) and "reason" in retry]

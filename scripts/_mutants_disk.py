@@ -128,7 +128,7 @@ MUTANTS = (
     ),
     Mutant(
         "a job that has its record is sent again",
-        (Edit("runner/pipeline.py", "if id_key(item.id) in self.done:", "if False:"),),
+        (Edit("runner/pipeline.py", "if resumes and id_key(item.id) in self.done:", "if False:"),),
         ("tests/test_pipeline.py::test_jobs_that_are_done_are_passed_over",),
     ),
     Mutant(

@@ -10,7 +10,8 @@ from runner import totals
 from runner.admission import AdmissionStatistics
 from runner.limits import MAX_COUNTED_NAMES
 from runner.metrics import RunMetrics
-from runner.totals import Finished, Tally
+from runner.totals import Tally
+from runner.written import of_any, of_record
 
 
 class Clock:
@@ -24,6 +25,10 @@ class Clock:
 def metrics(total=None):
     clock = Clock()
     return RunMetrics(clock, total=total), clock
+
+
+def record(error=None, **runner):
+    return {"id": "a", "error": error, "runner": {"digest": None, **runner}}
 
 
 def test_a_rate_is_that_of_the_last_ten_seconds():
@@ -42,7 +47,7 @@ def test_live_tokens_follow_the_tokens_a_chunk_carried():
     clock.now += 1
     for _ in range(10):
         run.chunks += 1
-    run.finished(Finished(ok=True, output_tokens=40, chunks=10))
+    run.record(record(usage={"output_tokens": 40}, chunks=10))
     clock.now += 9
     now = run.snapshot(AdmissionStatistics())
     assert now.tokens_per_s == pytest.approx(4 * now.chunks_per_s)
@@ -52,17 +57,17 @@ def test_eta_is_unknown_until_something_finished_and_for_stdin():
     run, clock = metrics(total=10)
     clock.now += 10
     assert run.snapshot(AdmissionStatistics()).eta_s is None
-    run.finished(Finished(ok=True))
+    run.record(record())
     assert run.snapshot(AdmissionStatistics()).eta_s == pytest.approx(90, rel=0.1)
     unknown, _ = metrics(total=None)
-    unknown.finished(Finished(ok=True))
+    unknown.record(record())
     assert unknown.snapshot(AdmissionStatistics()).eta_s is None
 
 
 def test_resumed_jobs_are_done_but_not_this_runs():
     run, clock = metrics(total=4)
     run.skipped()
-    run.finished(Finished(ok=False, error_code="truncated", attempts=5))
+    run.record(record({"code": "truncated"}, attempts=5))
     clock.now += 1
     now = run.snapshot(AdmissionStatistics(in_flight=1))
     assert (now.done, now.succeeded, now.failed, now.resumed) == (2, 0, 1, 1)
@@ -91,9 +96,10 @@ def test_names_noted_together_are_those_noted_one_by_one(names):
 @pytest.mark.parametrize("junk", [None, "x", [], {}, True, -1, 10**400])
 def test_a_field_of_the_wrong_type_is_unknown_not_an_error(junk):
     runner: dict[str, Any] = dict.fromkeys(("usage", "finish", "retries", "chunks", "icl", "attempts", "line"), junk)
-    found = Finished.of_record({"error": None, "runner": runner})
-    assert found.ok
-    assert found.input_tokens is None
+    found = of_any({"error": None, "runner": runner})
+    assert found.error is None
+    assert found.runner.usage is None or found.runner.usage.input_tokens is None
+    assert of_record({"id": "a", "error": None, "runner": {"digest": None, **runner}}).runner == found.runner
 
 
 def test_what_limits_the_run_is_what_the_first_in_line_waits_for():

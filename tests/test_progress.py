@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from runner import progress, terminal
 from runner.admission import AdmissionStatistics
 from runner.limits import MAX_ECHO_CHARS
-from runner.metrics import Finished, RunMetrics
+from runner.metrics import RunMetrics
 from runner.progress import Echo, duration, live_view, packed, plain_line
 from runner.terminal import Outlet, flush_standard_streams
 from runner.testing.virtual_time import run_virtual
@@ -44,8 +44,8 @@ def _terminal_that_can_redraw(monkeypatch):
 
 def snapshot(**admission):
     run = RunMetrics(lambda: 0.0, total=10)
-    run.finished(Finished(ok=True, output_tokens=7))
-    run.finished(Finished(ok=False, error_code="truncated"))
+    run.record({"id": "a", "error": None, "runner": {"digest": None, "usage": {"output_tokens": 7}}})
+    run.record({"id": "b", "error": {"code": "truncated"}, "runner": {"digest": None}})
     return run.snapshot(AdmissionStatistics(**admission))
 
 

@@ -14,7 +14,7 @@ from runner.faults import Fault, FaultKind
 from runner.jobs import Rejected
 from runner.outcome import Completed, Failed, Usage
 from runner.records import History, Retry
-from runner.totals import Finished
+from runner.written import of_any
 from tests.scripted import chat_job
 
 BODY = {"id": "c", "model": "m-2026", "choices": []}
@@ -98,13 +98,14 @@ def test_a_rejected_line_names_its_reason_and_was_never_sent():
     ids=["success", "failure", "never sent"],
 )
 def test_what_counts_is_read_back_from_the_record(outcome):
-    counted = Finished.of_record(record(outcome))
-    assert counted.ok == isinstance(outcome, Completed)
-    assert counted.chunks == 3
-    assert counted.icl_max_s == 0.4
+    counted = of_any(record(outcome))
+    assert (counted.error is None) == isinstance(outcome, Completed)
+    assert counted.runner.chunks == 3
+    assert counted.runner.icl is not None
+    assert counted.runner.icl.max == 0.4
 
 
 @pytest.mark.parametrize("wrong", [{}, {"error": None}, {"error": 3, "runner": {}}, {"runner": []}])
 def test_what_is_no_record_is_said_to_be_none(wrong):
     with pytest.raises(ValueError, match="not a record"):
-        Finished.of_record(wrong)
+        of_any(wrong)

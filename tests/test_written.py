@@ -15,8 +15,8 @@ from runner.faults import Fault, FaultKind
 from runner.jobs import Rejected
 from runner.outcome import Completed, Failed, Usage
 from runner.records import Retry, of_rejected, record_line
-from runner.totals import Finished, Totals
-from runner.written import read, read_any
+from runner.totals import Totals
+from runner.written import of_any, of_record, read, read_any
 from tests.test_records import record
 
 USAGE = Usage(10, 5, cached_tokens=4, reasoning_tokens=2)
@@ -89,12 +89,12 @@ def summed(lines, *, fast):
     if fast:
         block = read(lines)
         assert block is not None
-        totals.add_all(block.records)
+        totals.add(block.records)
     else:
         for line in lines:
             found_any = read_any(line)
             assert found_any is not None
-            totals.add(Finished.of_record(found_any[1]))
+            totals.add([of_any(found_any[1])])
     return totals
 
 
@@ -130,6 +130,16 @@ def test_what_is_read_the_fast_way_is_the_same_the_tolerant_way(line):
     assert list(found.keys()) == [id_key(entry.id)]
     assert list(found.digests) == [entry.digest]
     check_same(summed([line], fast=True), summed([line], fast=False))
+
+
+@given(altered())
+def test_a_record_in_memory_counts_what_its_line_counts(line):
+    found = read_any(line)
+    if found is None:
+        return
+    in_memory = Totals()
+    in_memory.add([of_record(orjson.loads(line))])
+    check_same(in_memory, summed([line], fast=False))
 
 
 @given(st.lists(st.sampled_from(LINES), max_size=30))

@@ -14,9 +14,10 @@ from which request on that is.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal, Protocol
 
+import msgspec
 import orjson
 
 from runner.digests import digest64
@@ -109,7 +110,7 @@ class FromPool:
 
 def numbered(job: Job, k: int) -> Job:
     """The same job as request k of a load test."""
-    return replace(job, id=f"{job.id}#{k}")
+    return msgspec.structs.replace(job, id=f"{job.id}#{k}")
 
 
 # ── Jobs that are made ───────────────────────────────────────────────────────────────────────────────────────────

@@ -31,8 +31,7 @@ from runner.load.export import LAYOUTS, export
 from runner.load.results import LoadResult
 from runner.manifest import LOAD_TEST
 from runner.recovery import DELTAS, RESULTS, parse, read_lines, recover, start_afresh
-from runner.totals import Finished
-from runner.written import read_any
+from runner.written import of_any, read_any
 
 _NUMBER: Final = re.compile(r"#(\d+)(?:\.\d+)?\Z")
 _PART: Final = "part-{}"
@@ -103,7 +102,7 @@ class Store:
                     continue
                 number = _NUMBER.search(found[0].id)
                 numbers = max(numbers, int(number[1]) + 1) if number else numbers
-                cost += Finished.of_record(found[1]).cost or 0.0
+                cost += of_any(found[1]).runner.cost or 0.0
         finally:
             self.fs.close(fd)
         return Before(numbers, cost)

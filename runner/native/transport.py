@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Coroutine
+from typing import Any
 
 import httpx2
 
@@ -37,14 +39,20 @@ class Transport(httpx2.AsyncBaseTransport):
         """Sends one request and returns when its headers have arrived; the body is `extensions[BODY]`."""
         return response_of(await self.send(self.template(request), request.content), request)
 
-    async def send(self, template: Template, content: bytes) -> Body:
+    def send(self, template: Template, content: bytes) -> Coroutine[Any, Any, Body]:
         """The same for a request that was built before: only its content is new.
 
         Raises:
             httpx2.TransportError: no headers came back.
         """
         sent_ns = time.monotonic_ns()
-        connection = self._pool.take(template.origin) or await self._dialer.dial(template.origin, self._pool)
+        connection = self._pool.take(template.origin)
+        if connection is None:
+            return self._send_on_new(template, content, sent_ns)
+        return connection.exchange(template.head, content, sent_ns)
+
+    async def _send_on_new(self, template: Template, content: bytes, sent_ns: int) -> Body:
+        connection = await self._dialer.dial(template.origin, self._pool)
         return await connection.exchange(template.head, content, sent_ns)
 
     async def aclose(self) -> None:
