@@ -57,6 +57,7 @@ class Admission:
         self._routes: dict[str | None, tuple[Lane, ...]] = {}
         self._waiting: set[Waiter] = set()
         self._tasks: TaskGroup | None = None
+        self._closed = False
         self._ended = anyio.Event()
 
     @classmethod
@@ -106,7 +107,7 @@ class Admission:
             AllDisabled: none of those that serve it can be used any more.
             AdmissionClosed: the run drains.
         """
-        if self._ended.is_set():
+        if self._closed:
             raise AdmissionClosed
         lanes, need = _fitting(self._serving(model, only), need)
         if self._tasks is not None and len(lanes) == 1 and again is None and not self._waiting:
@@ -140,9 +141,10 @@ class Admission:
         """An answer came with a good status and these headers."""
         lane = ticket.lane
         gate = lane.endpoint.gate
-        gate.concurrency.answered(gate.in_flight, self._clock())
+        more_slots = gate.concurrency.answered(gate.in_flight, self._clock())
         lane.answered(ticket, said)
-        gate.wake()
+        if more_slots:
+            gate.wake()
 
     def throttled(self, ticket: Ticket, said: RateLimits, wait_s: float | None, *, ramp: bool = False) -> None:
         """An answer asked everybody to slow down; `wait_s` is the server's advice, a floor.
@@ -210,6 +212,7 @@ class Admission:
 
     def close(self) -> None:
         """Nobody is admitted any more; those who wait get AdmissionClosed, and `run` returns."""
+        self._closed = True
         self._ended.set()
         for waiter in self._waiting:
             if not waiter.turn.done():
@@ -220,8 +223,8 @@ class Admission:
     def _lanes(self) -> list[Lane]:
         return [lane for endpoint in self._endpoints.values() for lane in endpoint.lanes.values()]
 
-    def _usable(self, model: str | None) -> tuple[Lane, ...]:
-        """The lanes for a model, one of each endpoint that serves it and isn't disabled."""
+    def _serving(self, model: str | None, only: str | None) -> tuple[Lane, ...]:
+        """The lanes for a model, one of each endpoint that serves it and isn't disabled: of `only` where that must."""
         route = self._routes.get(model)
         if route is None:
             route = tuple(self._lane(each, model) for each in self._endpoints.values() if each.serves(model))
@@ -229,16 +232,11 @@ class Admission:
                 self._routes[model] = route
         if not route:
             raise NotServed(f"no endpoint serves the model {model}" if model else "no endpoint serves unnamed models")
-        if len(route) == 1 and not route[0].endpoint.disabled:
+        if len(route) == 1 and route[0].endpoint.fault is None and only is None:
             return route
         usable = tuple(lane for lane in route if not lane.endpoint.disabled)
         if not usable:
             raise AllDisabled(next(lane.endpoint.fault for lane in reversed(route) if lane.endpoint.fault is not None))
-        return usable
-
-    def _serving(self, model: str | None, only: str | None) -> tuple[Lane, ...]:
-        """The same, of one endpoint where only that will do."""
-        usable = self._usable(model)
         if only is None or len(self._endpoints) == 1:
             return usable
         found = tuple(lane for lane in usable if lane.endpoint.name == only)
@@ -315,12 +313,12 @@ class Admission:
 def _fitting(lanes: tuple[Lane, ...], need: Need) -> tuple[tuple[Lane, ...], Need]:
     """The lanes whose limits an attempt fits in, and what it reserves in all of them."""
     if len(lanes) == 1:
-        return lanes, lanes[0].fitted(need)
+        return lanes, lanes[0].limits.fitted(need)
     needs: dict[Lane, Need] = {}
     refusal: NeverFits | None = None
     for lane in lanes:
         try:
-            needs[lane] = lane.fitted(need)
+            needs[lane] = lane.limits.fitted(need)
         except NeverFits as error:
             refusal = error
     if not needs:

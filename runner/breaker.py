@@ -27,23 +27,19 @@ class Breaker:
         self._failed_in_row = 0
         self._opened_s = OPEN_S
         self._until_s = -math.inf  # open until then
-        self._tripped = False
         self._probe: object | None = None
-
-    @property
-    def closed(self) -> bool:
+        self.closed = True
         """Whether jobs go there as usual."""
-        return not self._tripped
 
     def opens_in(self, now_s: float) -> float:
         """Seconds until a job may go there; 0 is now, inf while its probe is under way."""
-        if not self._tripped:
+        if self.closed:
             return 0.0
         return math.inf if self._probe is not None else max(0.0, self._until_s - now_s)
 
     def sent(self, attempt: object) -> None:
         """A job goes there: while it isn't closed, as the probe."""
-        if self._tripped and self._probe is None:
+        if not self.closed and self._probe is None:
             self._probe = attempt
 
     def succeeded(self, attempt: object) -> bool:
@@ -51,15 +47,15 @@ class Breaker:
 
         Of those that were sent before it opened none does: what works is found out by a probe.
         """
-        if self._tripped and attempt is not self._probe:
+        if not self.closed and attempt is not self._probe:
             return False
-        closed, self._tripped = self._tripped, False
+        closes, self.closed = not self.closed, True
         self._failed_in_row, self._opened_s, self._probe = 0, OPEN_S, None
-        return closed
+        return closes
 
     def failed(self, attempt: object, now_s: float) -> bool:
         """An attempt failed by the endpoint's fault; True if that opened it, or opened it again."""
-        if self._tripped:
+        if not self.closed:
             if attempt is not self._probe:
                 return False
             self._opened_s = min(2 * self._opened_s, OPEN_MAX_S)
@@ -67,7 +63,7 @@ class Breaker:
             self._failed_in_row += 1
             if self._failed_in_row < FAILURES:
                 return False
-        self._tripped, self._probe = True, None
+        self.closed, self._probe = False, None
         self._until_s = now_s + self._opened_s
         return True
 

@@ -143,31 +143,31 @@ class Bucket:
         self._use.add(amount)
         self._reserved.add(amount)
 
-    def has(self, amount: float) -> bool:
+    def has(self, amount: int) -> bool:
         """Whether `acquire` would have nothing to wait for, and no debt to see to: then `pay` does the same."""
-        if self._owed > 0 or self._balance < 0 or amount > self._second:
+        if self._owed > 0.0 or self._balance < 0.0 or amount > self._second:
             return False
-        due = _grains(amount)
-        credit = min(self._balance, due)
+        credit = min(self._balance, amount)
+        due = amount - credit
         return (
-            due - credit <= self.burst
-            and self._limiter.has_capacity(due - credit)
+            due <= self.burst
+            and self._limiter.has_capacity(due)
             and not self._is_full(amount, amount, self._clock() if credit > 0 else self._credited_s)
             and not (self._server and any(count.lacks(amount) for count in self._server.values()))
         )
 
-    def pay(self, amount: float) -> None:
+    def pay(self, amount: int) -> None:
         """Pays what `has` said is there."""
-        due = _grains(amount)
-        credit = min(self._balance, due)
+        credit = min(self._balance, amount)
         if credit > 0:
             self._balance -= credit
             self._credited_s = self._clock()
-        if due > credit:
-            _at_once(self._limiter.acquire(due - credit))
+        if amount > credit:
+            _at_once(self._limiter.acquire(amount - credit))
         for count in self._server.values():
             count.pay(amount)
-        self._largest = max(self._largest, amount)
+        if amount > self._largest:
+            self._largest = amount
         self._use.add(amount)
         self._reserved.add(amount)
 
@@ -203,9 +203,10 @@ class Bucket:
 
     def _is_full(self, amount: float, at_once: float, credited_s: float) -> bool:
         """Whether the last 60 s hold more than the limit. Where nothing went on credit, the bucket has seen to that."""
-        credited = amount > at_once or self._clock() - credited_s <= WINDOW_S + _BIN_S
+        if amount <= at_once and self._clock() - credited_s > WINDOW_S + _BIN_S:
+            return False
         room = self.per_minute + max(0.0, self.burst - amount) - (at_once if amount > at_once else 0.0)
-        return credited and self._use.total > room
+        return self._use.total > room
 
     def give_back(self, amount: float) -> None:
         """A refund of what never was admitted; negative is a debt, bounded: a broken counter must not stop a run."""
@@ -266,13 +267,9 @@ class Bucket:
 
 
 def _at_once(paying: Coroutine[Any, Any, None]) -> None:
-    """Runs what has nothing to wait for."""
-    try:
-        paying.send(None)
-    except StopIteration:
-        return
-    paying.close()
-    raise AssertionError("it waits")
+    """Runs what has nothing to wait for, without a task."""
+    for _ in paying.__await__():
+        raise AssertionError("it waits")
 
 
 def _grains(amount: float) -> float:
@@ -284,20 +281,22 @@ class Sliding:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._bins: OrderedDict[int, float] = OrderedDict()  # by number, the oldest first
+        self._bins: OrderedDict[float, float] = OrderedDict()  # by number, the oldest first
         self._latest = -math.inf  # number of the bin in which it was looked through last
         self._sum = 0.0
 
     def add(self, amount: float) -> None:
         """Counts it as of now."""
-        number = self._forget()
+        number = self._clock() // _BIN_S
+        if number != self._latest:  # else what was let in since then is younger
+            self._forget(number)
         self._bins[number] = self._bins.get(number, 0.0) + amount
         self._sum += amount
 
     def take_back(self, amount: float, at_s: float) -> float:
         """Takes back what was added at `at_s`, or last before it; returns how much of it was still counted."""
-        self._forget()
-        missing, number, oldest = amount, math.floor(at_s / _BIN_S), next(iter(self._bins), math.inf)
+        self._forget(self._clock() // _BIN_S)
+        missing, number, oldest = amount, at_s // _BIN_S, next(iter(self._bins), math.inf)
         while missing > 0 and number >= oldest:
             taken = min(missing, self._bins.get(number, 0.0))
             if taken > 0:
@@ -313,24 +312,21 @@ class Sliding:
             self._bins[number] *= factor
         self._sum = sum(self._bins.values())
 
-    def _forget(self) -> int:
-        """Drops what has left the window; the number of the bin of now."""
-        now_s, bins = self._clock(), self._bins
-        number = math.floor(now_s / _BIN_S)
-        if number == self._latest:  # what was let in since then is younger
-            return number
-        self._latest = number
-        oldest = math.floor((now_s - WINDOW_S) / _BIN_S)  # part of this one may be younger than the window
+    def _forget(self, number: float) -> None:
+        """Drops what has left the window, which ends in the bin of this number."""
+        self._latest, bins = number, self._bins
+        oldest = number - WINDOW_S / _BIN_S  # part of this one may be younger than the window
         if bins and next(iter(bins)) < oldest:
             while bins and next(iter(bins)) < oldest:
                 bins.popitem(last=False)
             self._sum = sum(bins.values())  # so that no rounding error outlives its bin
-        return number
 
     @property
     def total(self) -> float:
         """Never below zero."""
-        self._forget()
+        number = self._clock() // _BIN_S
+        if number != self._latest:
+            self._forget(number)
         return max(0.0, self._sum)
 
     @property

@@ -22,6 +22,7 @@ from runner.reservation import BEFORE_ANY
 from runner.settings import ModelLimits, Settings, limits_of
 from runner.source import JobSource
 from runner.terminal import Outlet
+from runner.tickets import Need
 
 _SHOWN: Final = 20
 
@@ -35,7 +36,7 @@ class Load:
     input_tokens: int = 0
     output_tokens: int = 0
 
-    def add(self, found: tokens.Estimate) -> None:
+    def add(self, found: Need) -> None:
         """Counts one job."""
         self.jobs += 1
         self.input_tokens += found.input_tokens
@@ -95,8 +96,8 @@ class Check:
         model = item.body.get("model", settings.model)
         self.without_model += model is None
         default = BEFORE_ANY if settings.reserve_output_tokens is None else settings.reserve_output_tokens
-        found = tokens.estimate(item, default_output_tokens=default)
-        self.methods[found.method] += 1
+        found, method = tokens.estimate(item, default_output_tokens=default)
+        self.methods[method] += 1
         self.input_tokens += found.input_tokens
         self.output_tokens += found.output_tokens
         offers = _offers(model, settings)

@@ -52,8 +52,11 @@ class Concurrency(Protocol):
     def limit(self) -> int:
         """Slots as of now, at least 1."""
 
-    def answered(self, in_flight: int, now_s: float) -> None:
-        """An answer came with a good status while so many were in flight, itself included."""
+    def answered(self, in_flight: int, now_s: float) -> bool:
+        """An answer came with a good status while so many were in flight, itself included.
+
+        Whether that gave more slots.
+        """
 
     def received(self, chunks: int, in_flight: int, now_s: float) -> bool:
         """So many chunks came, a whole answer counting as one. Whether that gave more slots."""
@@ -74,8 +77,9 @@ class FixedConcurrency:
     def __init__(self, limit: int) -> None:
         self.limit = limit
 
-    def answered(self, in_flight: int, now_s: float) -> None:
+    def answered(self, in_flight: int, now_s: float) -> bool:
         """Changes nothing."""
+        return False
 
     def received(self, chunks: int, in_flight: int, now_s: float) -> bool:
         """Changes nothing."""
@@ -121,12 +125,14 @@ class AdaptiveConcurrency:
         self._step(limit)
         return True
 
-    def answered(self, in_flight: int, now_s: float) -> None:
+    def answered(self, in_flight: int, now_s: float) -> bool:
         """Counts towards the round; a full round that was worth it opens the next."""
         self._unanswered -= 1
+        before = self.limit
         if self._is_in_use(in_flight):
             self._answers += 1
             self._look(now_s)
+        return self.limit > before
 
     def received(self, chunks: int, in_flight: int, now_s: float) -> bool:
         """The same: where answers last for minutes, their chunks are what makes a round."""

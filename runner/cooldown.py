@@ -24,22 +24,12 @@ class Cooldown:
     def __init__(self) -> None:
         self.until_s = 0.0
         self._next_s = START_S
-        self._probing = False  # it is over, and its probe isn't answered yet
-        self._probe: Ticket | None = None
-
-    @property
-    def probing(self) -> bool:
-        """Whether the next attempt that goes is a probe, or one is under way."""
-        return self._probing
-
-    @property
-    def in_vain(self) -> bool:
+        self.in_vain = False
         """Whether nothing was accepted since the last one."""
-        return self._next_s > START_S
-
-    def awaits_probe(self, now_s: float) -> bool:
-        """Whether everybody waits for the probe's answer."""
-        return now_s >= self.until_s and self._probing and self._probe is not None
+        self.probing = False
+        """Whether the next attempt that goes is a probe, or one is under way."""
+        self.probe: Ticket | None = None
+        """The probe that is under way: everybody waits for its answer."""
 
     def begin(self, now_s: float, advice_s: float | None) -> float:
         """An episode of refusals begins; returns for how long nothing is sent."""
@@ -48,7 +38,7 @@ class Cooldown:
         self._next_s = min(2 * self._next_s, MAX_S)
         pause_s = max(advice_s or 0.0, own_s)
         self.extend(now_s, pause_s)
-        self._probing = True
+        self.in_vain = self.probing = True
         return pause_s
 
     def extend(self, now_s: float, advice_s: float | None) -> None:
@@ -57,18 +47,17 @@ class Cooldown:
 
     def sent(self, ticket: Ticket) -> None:
         """An attempt goes: as the probe, where one is due."""
-        if self._probing:
-            self._probe = ticket
+        if self.probing:
+            self.probe = ticket
 
     def accepted(self, ticket: Ticket) -> None:
         """The server let an attempt in; of those that were sent before the pause that proves nothing."""
         if ticket.granted_s >= self.until_s:
-            self._probing = False
-            self._probe = None  # its stream may go on for long: a later pause isn't its business
+            self.in_vain = self.probing = False
+            self.probe = None  # its stream may go on for long: a later pause isn't its business
             self._next_s = START_S
 
-    def ended(self, ticket: Ticket, now_s: float) -> None:
-        """An attempt is over, however it ended: if the probe was refused, the next pause has begun already."""
-        if ticket is self._probe:
-            self._probe = None
-            self._probing = now_s < self.until_s
+    def probe_ended(self, now_s: float) -> None:
+        """The probe is over, however it ended: if it was refused, the next pause has begun already."""
+        self.probe = None
+        self.probing = now_s < self.until_s

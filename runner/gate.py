@@ -38,6 +38,9 @@ class Gate:
         self.tokens = None if tpm is None else Bucket(tpm, clock)
         self.concurrency = concurrency
         self.outer = outer
+        limits = tpm, None if outer is None else outer.token_limit
+        self.token_limit: float | None = min((limit for limit in limits if limit is not None), default=None)
+        """The lowest limit of tokens a minute for what passes here."""
         self.in_flight = 0
         self.blocked: defaultdict[str, float] = outer.blocked if outer is not None else defaultdict(float)
         """Seconds that heads of lanes waited, by what for; one for all gates of a run."""
@@ -82,14 +85,6 @@ class Gate:
         """Its own limit, "rpm" or "tpm"."""
         return self.requests if name == "rpm" else self.tokens
 
-    def token_limit(self) -> float | None:
-        """The lowest limit of tokens a minute for what passes here."""
-        own = None if self.tokens is None else self.tokens.per_minute
-        outer = None if self.outer is None else self.outer.token_limit()
-        if own is None or outer is None:
-            return outer if own is None else own
-        return min(own, outer)
-
     def per_s(self, tokens: int) -> float | None:
         """Requests a second of so many tokens that its own limits let through; None where it has none."""
         limits = (self.requests, 1), (self.tokens, tokens)
@@ -111,7 +106,8 @@ class Gate:
             except BaseException:
                 for bucket in paid:
                     bucket.correct(1 if bucket is self.requests else tokens)
-                self._free()
+                self.in_flight -= 1
+                self.wake()
                 raise
             if self.tokens is not None:
                 self.tokens.went()
@@ -154,13 +150,10 @@ class Gate:
 
     def leave(self) -> None:
         """Gives the slot back."""
-        self._free()
-        if self.outer is not None:
-            self.outer.leave()
-
-    def _free(self) -> None:
         self.in_flight -= 1
         self.wake()
+        if self.outer is not None:
+            self.outer.leave()
 
     def wake(self) -> None:
         """A slot is free, or there may be more of them."""
@@ -191,7 +184,8 @@ class Gate:
         return self._has_one_for(lane) and (self.outer is None or self.outer.open_to(lane))
 
     def _has_one_for(self, lane: Lane) -> bool:
-        return lane in self._offered or (self._free_slots > 0 and not self._lanes)
+        free = self.in_flight + len(self._offered) < self.concurrency.limit
+        return (free and not self._lanes) or lane in self._offered
 
     def when_open(self, lane: Lane) -> None:
         """Wakes the lane when a slot is free and it is its turn."""
@@ -214,15 +208,11 @@ class Gate:
             self.outer.decline(lane)
 
     def _offer(self) -> None:
-        while self._lanes and self._free_slots > 0:
+        while self._lanes and self.in_flight + len(self._offered) < self.concurrency.limit:
             lane = next(iter(self._lanes))
             del self._lanes[lane]
             self._offered.add(lane)
             lane.wake()
-
-    @property
-    def _free_slots(self) -> int:
-        return self.concurrency.limit - self.in_flight - len(self._offered)
 
     async def timed(self, what: str, waiting: Awaitable[None]) -> float:
         """Counts how long something is waited for."""

@@ -18,14 +18,15 @@ class Habit:
     """See the module. Attempts of a job count from 0."""
 
     def __init__(self) -> None:
-        self._taken_from = math.inf
+        self._taken_from: float = math.inf
         self._refused_to = -1
         self._taken = self._refused = 0
 
     def took(self, attempt: int) -> None:
         """The server took a job's attempt of this number."""
         self._taken += 1
-        self._taken_from = min(attempt, self._taken_from)
+        if attempt < self._taken_from:
+            self._taken_from = attempt
 
     def refused(self, attempt: int) -> None:
         """It refused one."""

@@ -16,6 +16,7 @@ from runner.ratelimits import Allowance
 from runner.tickets import BY_NAME, MEASURES, Measure, Need, NeverFits
 
 if TYPE_CHECKING:
+    from runner.outcome import Usage
     from runner.settings import ModelLimits
 
 AGREED: Final = 3
@@ -25,32 +26,38 @@ AGREED: Final = 3
 class LaneLimits:
     """See the module. All methods are for one event loop."""
 
-    def __init__(self, configured: ModelLimits, clock: Callable[[], float]) -> None:
+    def __init__(self, configured: ModelLimits, clock: Callable[[], float], token_limit: float | None) -> None:
+        """`token_limit`: a limit of tokens a minute that holds beside these."""
         self.concurrency = configured.concurrency
         self.buckets: dict[str, Bucket | Quota] = {}
+        self._days: list[tuple[Measure, Quota]] = []
         self._configured = configured
+        self._token_limit = token_limit
         self._clock = clock
         self._higher: dict[str, int] = {}  # answers in a row that named a higher limit
         self._same: dict[str, int] = {}  # …that named the one in force
         self._newly_agreed = False
         for measure in MEASURES:
             limit = getattr(configured, measure.name)
-            if limit is not None:
-                self.buckets[measure.name] = (
-                    Bucket(limit, clock) if measure.window_s == 60 else Quota(limit, clock, window_s=measure.window_s)
-                )
+            if limit is None:
+                continue
+            if measure.window_s == 60:
+                self.buckets[measure.name] = Bucket(limit, clock)
+            else:
+                self.buckets[measure.name] = quota = Quota(limit, clock, window_s=measure.window_s)
+                self._days.append((measure, quota))
 
     # ── Using ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def fitted(self, need: Need, tpm: float | None) -> Need:
+    def fitted(self, need: Need) -> Need:
         """What an attempt reserves: a guess at its output shrinks to what one window gives.
-
-        `tpm` is a limit of tokens a minute that holds beside these.
 
         Raises:
             NeverFits: it needs more than a whole window.
         """
-        for measure, limit in self._certain(tpm):
+        if self._token_limit is None and not self.buckets:
+            return need
+        for measure, limit in self._certain():
             beyond = measure.of(need) - limit
             if beyond > 0 and need.guessed and measure.counts_output and beyond < need.output_tokens:
                 need = need._replace(output_tokens=max(1, int(need.output_tokens - beyond)))
@@ -59,9 +66,9 @@ class LaneLimits:
                 raise NeverFits(f"needs about {measure.of(need):,.0f} tokens, and the limit is {limit:,.10g} {window}")
         return need
 
-    def _certain(self, tpm: float | None) -> list[tuple[Measure, float]]:
+    def _certain(self) -> list[tuple[Measure, float]]:
         """The limits of tokens in force, but for those that only one header has named."""
-        limits = [] if tpm is None else [(BY_NAME["tpm"], tpm)]
+        limits = [] if self._token_limit is None else [(BY_NAME["tpm"], self._token_limit)]
         for name, bucket in self.buckets.items():
             configured: float | None = getattr(self._configured, name)
             limit = bucket.limit if isinstance(bucket, Quota) else bucket.per_minute
@@ -73,10 +80,10 @@ class LaneLimits:
 
     def used_up(self, need: Need) -> tuple[str | None, float]:
         """The limit of a day that has no room, and for how long at most; an attempt isn't taken to wait for that."""
-        for name, bucket in self.buckets.items():
-            wait_s = bucket.opens_in(BY_NAME[name].of(need)) if isinstance(bucket, Quota) else 0.0
+        for measure, quota in self._days:
+            wait_s = quota.opens_in(measure.of(need))
             if wait_s > 0:
-                return BY_NAME[name].label, wait_s
+                return measure.label, wait_s
         return None, 0.0
 
     def have(self, need: Need) -> bool:
@@ -113,10 +120,11 @@ class LaneLimits:
         for name in names:
             self.buckets[name].correct(BY_NAME[name].of(need))
 
-    def correct(self, need: Need, used: Need, paid_s: float, *, refunds: bool) -> None:
+    def correct(self, need: Need, used: Usage | Need, paid_s: float, *, refunds: bool) -> None:
         """Gives back what was reserved beyond the real usage, if `refunds`, or takes what is missing."""
+        real = Need(used.input_tokens, used.output_tokens)
         for name, bucket in self.buckets.items():
-            difference = BY_NAME[name].of(need) - BY_NAME[name].of(used)
+            difference = BY_NAME[name].of(need) - BY_NAME[name].of(real)
             if difference < 0 or (difference > 0 and refunds):
                 bucket.correct(difference, paid_s)
 

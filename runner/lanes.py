@@ -66,7 +66,7 @@ class Lane:
         self._waiting = queues
         self._gate = endpoint.gate
         self._clock = clock
-        self.limits = LaneLimits(limits, clock)
+        self.limits = LaneLimits(limits, clock, endpoint.gate.token_limit)
         self._admitted = self._admitted_tokens = 0
         self._changed = Wakeup()
         self._serving: anyio.CancelScope | None = None  # while an attempt waits in order to pay
@@ -87,14 +87,6 @@ class Lane:
             self._pace.know()
 
     # ── For workers ──────────────────────────────────────────────────────────────────────────────────────────────
-
-    def fitted(self, need: Need) -> Need:
-        """What an attempt reserves here: a guess at its output shrinks to what one window gives.
-
-        Raises:
-            NeverFits: it needs more than a whole window.
-        """
-        return self.limits.fitted(need, self._gate.token_limit())
 
     @property
     def in_flight(self) -> int:
@@ -117,11 +109,11 @@ class Lane:
         ticket.settled = True
         if used is None:
             return
-        need, real = ticket.need, Need(used.input_tokens, used.output_tokens)
-        refunds = self._clock() >= self._no_refunds_until_s
-        self.limits.correct(need, real, ticket.granted_s, refunds=refunds)
-        unused = need.tokens - real.tokens
-        if unused < 0 or refunds:
+        need, refunds = ticket.need, self._clock() >= self._no_refunds_until_s
+        if self.limits.buckets:
+            self.limits.correct(need, used, ticket.granted_s, refunds=refunds)
+        unused = need.tokens - used.input_tokens - used.output_tokens
+        if refunds or unused < 0:
             self._gate.correct(unused, ticket.granted_s)
 
     def release(self, ticket: Ticket) -> None:
@@ -131,19 +123,21 @@ class Lane:
         ticket.released = True
         self._under_way.discard(ticket.nth)
         self._gate.leave()
-        self.cooldown.ended(ticket, self._clock())
+        if ticket is self.cooldown.probe:
+            self.cooldown.probe_ended(self._clock())
         self._look_again()
 
     # ── What the server says ─────────────────────────────────────────────────────────────────────────────────────
 
     def answered(self, ticket: Ticket, said: RateLimits) -> None:
         """An answer came with a good status and these headers."""
-        self._learn(ticket, said)
-        self._answered = True
-        ticket.answered = True
-        if not self._refuses_late:
+        if said is not UNKNOWN:
+            self._learn(ticket, said)
+        self._answered = ticket.answered = True
+        if self._refuses_late or ticket.accepted:
+            self._look_again()
+        else:
             self.accepted(ticket)
-        self._look_again()
 
     def accepted(self, ticket: Ticket) -> None:
         """The server has let it in: a good status says so, or the first content where it refuses later than that."""
@@ -155,7 +149,8 @@ class Lane:
         # What was sent before a refusal says nothing of the rate since.
         if self._excused or ticket.granted_s >= self._episode_s:
             self._pace.bore()
-        self.cooldown.accepted(ticket)
+        if self.cooldown.in_vain:
+            self.cooldown.accepted(ticket)
         self._look_again()
 
     def refused(
@@ -212,6 +207,7 @@ class Lane:
         self._no_refunds_until_s = -math.inf
         self._capacity.forget()
         self._gate.concurrency.acquitted()
+        self._gate.wake()
 
     def _slow_down(self, pause_s: float, *, lowered: bool, probe: bool, gently: bool, careful: bool) -> None:
         """An episode of 429 begins: find out what the server bears, unless it has just told us.
@@ -238,8 +234,6 @@ class Lane:
 
     def _learn(self, ticket: Ticket, said: RateLimits) -> bool:
         """Takes over what the headers say; True when a limit is lower than we knew."""
-        if said is UNKNOWN:
-            return False
         limits, age_s = self.limits, self._clock() - ticket.granted_s
         tokens_since = self._admitted_tokens - ticket.nth_token
         requests = limits.learn("rpm", said.requests, age_s=age_s, taken_since=self._admitted - ticket.nth)
@@ -288,7 +282,8 @@ class Lane:
                 self._gate.decline(self)
                 await self._changed.wait(math.inf)
                 continue
-            await self._serve(first)
+            if not self._serve(first):
+                await self._serve_in_turn(first)
             if self._turn.is_over(self._gate.in_flight):
                 await anyio.lowlevel.checkpoint()
 
@@ -311,23 +306,23 @@ class Lane:
         if what != "concurrency":
             self.limited_s += waited_s
 
-    async def _serve(self, waiter: Waiter) -> None:
-        """Takes the first in line, pays for it and lets it go; puts it back where it can't be sent."""
+    def _serve(self, waiter: Waiter) -> bool:
+        """Takes the first in line, pays for it and lets it go; False where something has to be waited for."""
         try:
-            waiter.need = self.fitted(waiter.need)  # the limits may be others by now
+            waiter.need = self.limits.fitted(waiter.need)  # the limits may be others by now
         except NeverFits as refusal:
             self._waiting.reroute(waiter, self, refusal)
-            return
+            return True
         self._pace.sent()
-        if self._affords(waiter.need):  # as is usual
-            self._waiting.take(waiter, self)
-            self._pay_now(waiter.need)
-            waiter.turn.set_result(self._grant_to(waiter))
-        else:
-            await self._serve_in_turn(waiter)
+        if not self._affords(waiter.need):
+            return False
+        self._waiting.take(waiter, self)
+        self._pay_now(waiter.need)
+        waiter.turn.set_result(self._grant_to(waiter))
+        return True
 
     async def _serve_in_turn(self, waiter: Waiter) -> None:
-        """The same, where something has to be waited for."""
+        """The same, waiting for what has to be waited for; puts it back where it can't be sent."""
         paid: list[str] = []
         entered = False
         scope = self._serving = anyio.CancelScope()
@@ -344,6 +339,7 @@ class Lane:
                 waits.cancel()
                 self._gate.decline(self)
         if entered and not scope.cancel_called and not waiter.turn.done():
+            self.limits.went()
             waiter.turn.set_result(self._grant_to(waiter))
             return
         if entered:
@@ -358,15 +354,16 @@ class Lane:
 
     def _grant(self, need: Need, waited_s: float, place: int, attempt: int) -> Ticket:
         now, endpoint = self._clock(), self.endpoint
-        self._first_s = min(self._first_s, now)
+        if not self._admitted:
+            self._first_s = now
         self._admitted += 1
         self._under_way.add(self._admitted)
         self._admitted_tokens += need.tokens
         self._input.add(need.input_tokens)
-        self.limits.went()
         endpoint.admitted += 1
-        ticket = Ticket(need, self, waited_s, now, self._admitted, self._admitted_tokens, place, attempt)
-        endpoint.breaker.sent(ticket)
+        ticket = Ticket(need, self, endpoint, waited_s, now, self._admitted, self._admitted_tokens, place, attempt)
+        if not endpoint.breaker.closed:
+            endpoint.breaker.sent(ticket)
         self._turn.count()
         if self.cooldown.probing:
             self.cooldown.sent(ticket)
@@ -385,7 +382,7 @@ class Lane:
         now = self._clock()
         if now < self.cooldown.until_s:
             return "server", self.cooldown.until_s - now
-        if self.cooldown.awaits_probe(now):
+        if self.cooldown.probe is not None:
             return "server", math.inf
         if self.limits.concurrency is not None and self.in_flight >= self.limits.concurrency:
             return "concurrency", math.inf
@@ -407,7 +404,7 @@ class Lane:
 
     def ready_for(self, need: Need) -> bool:
         """Whether it could take such an attempt at once."""
-        return self._serving is None and not self.endpoint.disabled and self._hindrance(need)[0] is None
+        return self._serving is None and self.endpoint.fault is None and self._hindrance(need)[0] is None
 
     def wake(self) -> None:
         """Something changed that it may be waiting for."""

@@ -111,12 +111,14 @@ class Pace:
         now, per_s = self._clock(), self.per_s
         sparse_s = 1 / (IN_USE * per_s)
         unused_s = now - self._sent_s - self._in_use_s
-        in_use_s = sparse_s if unused_s > 0 else sparse_s - unused_s
-        self._in_use_s = min(in_use_s, max(1.0, sparse_s))
         self._sent_s = now
-        if unused_s > 0 and self._since_s is not None and not self._gently:
-            self._since_s = max(self._since_s, min(self._since_s + unused_s, now))
-            per_s = self.per_s
+        if unused_s <= 0:
+            self._in_use_s = min(sparse_s - unused_s, max(1.0, sparse_s))
+        else:
+            self._in_use_s = sparse_s
+            if self._since_s is not None and not self._gently:
+                self._since_s = max(self._since_s, min(self._since_s + unused_s, now))
+                per_s = self.per_s
         self._next_s = max(self._next_s, now - CATCH_UP_S) + 1 / per_s
 
     def bore(self) -> None:
@@ -171,7 +173,9 @@ class Pace:
 
     def opens_in(self, now_s: float) -> float:
         """Seconds until the next request may go; 0 is now."""
-        return 0.0 if self.per_s == math.inf or now_s >= self._next_s else self._next_s - now_s
+        if self._known or self.per_s == math.inf or now_s >= self._next_s:
+            return 0.0
+        return self._next_s - now_s
 
     @property
     def searching(self) -> bool:

@@ -164,7 +164,8 @@ class Queues:
         waiter.queue.waiters.popleft()
         waiter.lane, waiter.taken_s = lane, self._clock()
         for queue in lane.queues:
-            self.stir(queue)
+            if len(queue.lanes) > 1:  # else only this lane could take the next one, and it looks at it next
+                self.stir(queue)
 
     def first_for(self, lane: Lane) -> tuple[Waiter | None, float]:
         """The oldest attempt that the lane may take; where there is none, the seconds until there is one."""
@@ -187,19 +188,23 @@ class Queues:
         return _best(waiter, [lane for lane in queue.lanes if lane is asking or self._could(lane, queue)])
 
     def _could(self, lane: Lane, queue: Queue) -> bool:
+        """Whether the lane could take the head; not while it waits for what an older one of another queue needs."""
         head = queue.head
-        return head is not None and lane.ready_for(head.need) and queue.opens_in(lane, self._clock()) <= 0
+        if head is None or not lane.ready_for(head.need) or queue.opens_in(lane, self._clock()) > 0:
+            return False
+        first, _ = self.first_for(lane)
+        return first is None or first is head or lane.ready_for(first.need)
 
     def stir(self, queue: Queue) -> None:
         """There is somebody at the head of a queue, or somebody else: wakes the lane that should look at it.
 
         Where none is ready all of them look: each knows how long it has to wait.
         """
-        head = queue.head
-        if head is None:
-            return
         if len(queue.lanes) == 1:  # it looks, ready or not
             queue.lanes[0].wake()
+            return
+        head = queue.head
+        if head is None:
             return
         ready = [lane for lane in queue.lanes if self._could(lane, queue)]
         for lane in [_best(head, ready)] if ready else queue.lanes:

@@ -37,8 +37,8 @@ class Need(NamedTuple):
 
     input_tokens: int
     output_tokens: int
-    guessed: bool = False
-    """Whether the output is a guess, since the job names no maximum."""
+    guessed: int = 0
+    """Choices whose output is a guess, since the job names no maximum."""
 
     @property
     def tokens(self) -> int:
@@ -51,7 +51,7 @@ class Measure(NamedTuple):
 
     name: str  # in the settings
     label: str  # for people
-    of: Callable[[Need], float]
+    of: Callable[[Need], int]
     window_s: float
     counts_tokens: bool = True
     counts_output: bool = True
@@ -75,6 +75,8 @@ class Ticket:
 
     need: Need
     lane: Lane
+    endpoint: Endpoint
+    """Where it goes: the lane's."""
     limiter_wait_s: float
     """Time in line in which the head of it waited for limits or a cool-down."""
     granted_s: float
@@ -94,8 +96,3 @@ class Ticket:
     """Whether the server refused it: an attempt can be refused once."""
     settled: bool = False
     released: bool = False
-
-    @property
-    def endpoint(self) -> Endpoint:
-        """Where it goes."""
-        return self.lane.endpoint

@@ -20,6 +20,7 @@ from typing import Any, Final, Literal, NamedTuple
 import orjson
 
 from runner.jobs import Api, Job
+from runner.tickets import Need
 from runner.wire import choices_of, output_cap_of, prompts_of
 
 IMAGE_TOKENS: Final = 1_105
@@ -61,24 +62,28 @@ _SCHEMAS: Final = frozenset({"tools", "functions", "response_format", "text"})
 _TEXTS: Final = ("messages", "input", "prompt")
 
 
-class Estimate(NamedTuple):
-    """Tokens to reserve."""
-
-    input_tokens: int
-    output_tokens: int
-    method: Literal["tiktoken", "heuristic"]
-    guessed: int = 0  # choices whose output nothing bounds, so that the default stands for it
+Method = Literal["tiktoken", "heuristic"]
 
 
-def estimate(job: Job, *, default_output_tokens: int) -> Estimate:
-    """What a job may cost; `default_output_tokens` stands in for a cap that its line doesn't name."""
+def estimate(job: Job, *, default_output_tokens: int) -> tuple[Need, Method]:
+    """What a job may cost, and what says so; `default_output_tokens` stands in for a cap that its line doesn't name."""
     pieces: list[str] = []
-    extra = _collect(job.body, pieces)
+    counted = _collect(job.body, pieces)
+    method: Method = "heuristic"
     encoding = _encoding_for(job.body.get("model"))
     if encoding is not None and sum(map(len, pieces)) <= TIKTOKEN_MAX_CHARS:
-        counted = sum(len(encoding.encode_ordinary(piece)) for piece in pieces)
-        return _with_output(job, counted + extra, "tiktoken", default_output_tokens)
-    return _with_output(job, sum(map(heuristic, pieces)) + extra, "heuristic", default_output_tokens)
+        counted += sum(len(encoding.encode_ordinary(piece)) for piece in pieces)
+        method = "tiktoken"
+    else:
+        counted += sum(map(heuristic, pieces))
+    if job.api is Api.EMBEDDINGS:
+        return Need(counted, 0), method
+    cap, choices = output_cap_of(job), choices_of(job)
+    if job.api is Api.COMPLETIONS:
+        choices = max(choices, _generated(job))
+    if cap is None:
+        return Need(counted, default_output_tokens * choices, choices), method
+    return Need(counted, cap * choices), method
 
 
 def heuristic(text: str) -> int:
@@ -87,23 +92,10 @@ def heuristic(text: str) -> int:
     return -(-ascii_chars // 4) + (2 * (len(text) - ascii_chars) + 2) // 3
 
 
-def _with_output(job: Job, counted: int, method: Literal["tiktoken", "heuristic"], default: int) -> Estimate:
-    if job.api is Api.EMBEDDINGS:
-        return Estimate(counted, 0, method)
-    cap = output_cap_of(job)
-    choices = _choices(job)
-    if cap is None:
-        return Estimate(counted, default * choices, method, guessed=choices)
-    return Estimate(counted, cap * choices, method)
-
-
-def _choices(job: Job) -> int:
-    """Answers that one request has made: of a legacy completion's best_of only the best are seen."""
-    seen = choices_of(job)
-    if job.api is not Api.COMPLETIONS:
-        return seen
+def _generated(job: Job) -> int:
+    """Answers that a legacy completion has made: of best_of only the best are seen."""
     best_of = job.body.get("best_of")
-    return max(seen, best_of * prompts_of(job) if isinstance(best_of, int) else 1)
+    return best_of * prompts_of(job) if isinstance(best_of, int) else 1
 
 
 def _collect(body: dict[str, Any], pieces: list[str]) -> int:
@@ -112,19 +104,20 @@ def _collect(body: dict[str, Any], pieces: list[str]) -> int:
     if not _SCHEMAS.isdisjoint(body):
         schemas = (body[key] for key in _SCHEMAS if body.get(key))
         pieces.extend(orjson.dumps(schema).decode() for schema in schemas)
-    if isinstance(body.get("instructions"), str):
+    if "instructions" in body and isinstance(body["instructions"], str):
         pieces.append(body["instructions"])
-    stack = [body[key] for key in _TEXTS if key in body]
+    stack: list[Any] = [body[key] for key in _TEXTS if key in body]
     while stack:
         value = stack.pop()
-        if isinstance(value, str):
+        kind = type(value)
+        if kind is str:
             pieces.append(value)
-        elif isinstance(value, list):
+        elif kind is list:
             # A list of integers is a text that was tokenised already.
             others = [item for item in value if not isinstance(item, int)]
             extra += len(value) - len(others)
             stack += others
-        elif isinstance(value, dict):
+        elif kind is dict:
             extra += MESSAGE_TOKENS if "role" in value else 0
             media = _media(value["type"]) if "type" in value else 0
             extra += media

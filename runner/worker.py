@@ -116,8 +116,6 @@ class JobRun:
     """The state of one job between its attempts. It is also the sink of its attempts' deltas."""
 
     _need: Need
-    _guessed: int
-    """Choices of its answer whose length nothing bounds."""
 
     def __init__(self, bench: Bench, job: Job) -> None:
         self._bench = bench
@@ -156,9 +154,7 @@ class JobRun:
 
     def _prepare(self) -> None:
         default = self._bench.reservation.output_tokens(self._history.model)
-        estimate = tokens.estimate(self._job, default_output_tokens=default)
-        self._guessed = estimate.guessed
-        self._need = Need(estimate.input_tokens, estimate.output_tokens, estimate.guessed > 0)
+        self._need, _ = tokens.estimate(self._job, default_output_tokens=default)
 
     async def _primed(self, primers: Primers, key: str) -> Outcome:
         """Its attempts, after those of the job that primes the server's cache for it."""
@@ -397,8 +393,8 @@ class JobRun:
         unwanted: Fault | None = None
         if isinstance(outcome, Completed):
             answer, unwanted = outcome.body, self._unwanted(outcome.finish)
-            if self._guessed and outcome.usage is not None:
-                bench.reservation.observe(history.model, outcome.usage.output_tokens // self._guessed)
+            if self._need.guessed and outcome.usage is not None:
+                bench.reservation.observe(history.model, outcome.usage.output_tokens // self._need.guessed)
         model = answer.get("model") or history.model
         cost = cost_of(outcome.usage, model, bench.settings.prices, tier=answer.get("service_tier"))
         record = records.of_job(self._job, history, self._last, outcome, cost=cost, unwanted=unwanted)

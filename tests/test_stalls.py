@@ -49,6 +49,27 @@ def test_an_endpoint_whose_day_is_used_up_takes_nobody_from_the_others():
     play(body, a={"limits": {"*": ModelLimits(rpd=2, rpm=1e9)}}, b={"slots": 1})
 
 
+def test_an_endpoint_whose_first_in_line_waits_for_a_day_is_left_nobody_else():
+    """B would leave the small job, which failed there, to a: but a is at the large one that only a may have."""
+
+    async def body(world: Field) -> None:
+        a, b = world.endpoints
+        admission = world.admission
+        admission.release(await admission.acquire("m", Need(600, 0), only=a.name))
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(partial(admission.acquire, "m", Need(600, 0), only=a.name))
+            await anyio.sleep(0.1)
+            small = asyncio.create_task(admission.acquire("m", Need(10, 0), avoid=b))
+            for _ in range(100):  # turns, not time: none passes while lanes wake each other
+                await anyio.lowlevel.checkpoint()
+            assert small.done()
+            assert small.result().endpoint is b
+            admission.release(small.result())
+            tasks.cancel_scope.cancel()
+
+    play(body, a={"limits": {"*": ModelLimits(tpd=1000, rpm=1e9)}}, b={"rpm": 1e9})
+
+
 def test_no_slot_of_the_run_is_kept_for_a_model_whose_endpoint_is_full():
     async def body(world: Field) -> None:
         async with anyio.create_task_group() as tasks:

@@ -246,5 +246,5 @@ def _door(settings: Settings, targets: Sequence[Target]) -> Admission:
 
 
 def _count(job: Job) -> int:
-    counted_tokens = tokens.estimate(job, default_output_tokens=0).input_tokens - tokens.PRIMING_TOKENS
+    counted_tokens = tokens.estimate(job, default_output_tokens=0)[0].input_tokens - tokens.PRIMING_TOKENS
     return max(0, counted_tokens)

@@ -39,11 +39,11 @@ class FreeAdmission(Admission):
     ) -> Ticket:
         """See `Admission`; NeverFits isn't raised."""
         del key, avoid, again
-        if self._ended.is_set():
+        if self._closed:
             raise AdmissionClosed
         lanes = self._serving(model, only)
         lane = lanes[next(self._turn) % len(lanes)]
-        return Ticket(need, lane, 0.0, time.monotonic(), 0, 0)
+        return Ticket(need, lane, lane.endpoint, 0.0, time.monotonic(), 0, 0)
 
     def answered(self, ticket: Ticket, said: RateLimits) -> None:
         """Nothing is learnt."""

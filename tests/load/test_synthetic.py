@@ -47,8 +47,7 @@ def test_there_is_a_different_word_of_three_letters_for_every_byte():
 @given(st.integers(OVERHEAD_TOKENS + 1, 3_000), st.floats(0, 1), st.integers(0, 10**9))
 def test_the_estimate_is_exactly_what_was_asked_for(n, shared, k):
     job = supply(n, 33, shared=shared).job(k)
-    found = tokens.estimate(job, default_output_tokens=1)
-    assert (found.input_tokens, found.output_tokens, found.method) == (n, 33, "heuristic")
+    assert tokens.estimate(job, default_output_tokens=1) == ((n, 33, 0), "heuristic")
 
 
 @pytest.mark.parametrize("n", [0, 1, OVERHEAD_TOKENS])
