@@ -78,10 +78,10 @@ class Body(ResponseBody):
         """A piece of the body is in; True where it waits with others, so that `wake` has nothing to do."""
         self._blocks.append(block)
         self._times.append(now_ns)
-        self.size += len(block)
+        size = self.size = self.size + len(block)
         # Most streams end so, though the connection may have more to say.
-        self._is_ripe = self.size >= GATHER_BYTES or block.endswith(_DONE)
-        return self._timer is not None and self.gathers and not self._is_ripe
+        is_ripe = self._is_ripe = size >= GATHER_BYTES or block.endswith(_DONE)
+        return not is_ripe and self._timer is not None and self.gathers
 
     def end(self, error: httpx2.TransportError | None = None) -> None:
         """The last piece is in, or nothing more will come."""
@@ -96,7 +96,7 @@ class Body(ResponseBody):
             self._waiter.set_result(False)
         elif self.gathers and self._blocks and not self._is_ripe and not self._ended:
             if self._timer is None:
-                self._timer = asyncio.get_running_loop().call_later(self.gather_s * next(_SHARES), self._due)
+                self._timer = self._waiter.get_loop().call_later(self.gather_s * next(_SHARES), self._due)
         else:
             self._give(self._take, self._waiter)
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import select
-import time
+from time import monotonic_ns
 from typing import Final, Protocol, cast
 
 import httptools
@@ -193,18 +193,18 @@ class Connection(asyncio.BufferedProtocol):
         if body is None or parser is None:
             self.abort()
             return
-        self._now_ns = time.monotonic_ns()
+        now_ns = self._now_ns = monotonic_ns()
         try:
             parser.feed_data(self._buffer[:nbytes])
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             if pieces:
-                body.put(b"".join(pieces), self._now_ns)
+                body.put(b"".join(pieces), now_ns)
             self._misunderstood(body, error)
             return
         waits = False
         if pieces:
             self._unframed = 0
-            waits = body.put(b"".join(pieces), self._now_ns)
+            waits = body.put(b"".join(pieces), now_ns)
             pieces.clear()
         else:
             self._unframed += nbytes
