@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from operator import sub
+from itertools import repeat
+from operator import sub, truediv
 from typing import TYPE_CHECKING, Any
 
 from runner.outcome import Outcome
@@ -61,4 +62,4 @@ class Attempted:
         self.last_content_ns = sent_ns + after_ns[-1]
         gaps_ns = list(map(sub, after_ns, (before_ns, *after_ns)))
         self.coalesced += gaps_ns.count(0)
-        self.gaps.add_all([gap_ns / 1e9 for gap_ns in gaps_ns])
+        self.gaps.add_all(map(truediv, gaps_ns, repeat(1e9)))

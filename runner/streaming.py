@@ -9,6 +9,8 @@ time at which it came: to touch all that an answer consists of, for one token, c
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import repeat
+from operator import sub
 from typing import Final, Protocol
 
 from runner import faults, sse
@@ -211,8 +213,7 @@ class Stream:
         found = template.texts_of(run, self._frame)
         if found is None:
             return None
-        sent_ns = self._result.sent_ns
-        after_ns = [now_ns - sent_ns for now_ns in arrived_ns]
+        after_ns = list(map(sub, arrived_ns, repeat(self._result.sent_ns)))
         return _new(Texts, (after_ns, *found, template.before, template.behind))
 
     def _events_of(self, run: list[bytes], arrived_ns: list[int]) -> Run:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any, Final
 
 import orjson
@@ -30,7 +31,7 @@ _STRINGS: Final = {str}
 class Repeated:
     """What the chunks of a stream have in common."""
 
-    __slots__ = ("_between", "_cut", "_first", "_frame", "_last", "before", "behind")
+    __slots__ = ("_between", "_cut", "_first", "_frame", "_last", "_written_of", "before", "behind")
 
     def __init__(self, before: bytes, behind: bytes, payload: dict[str, Any], key: str) -> None:
         self._cut = before, behind
@@ -41,6 +42,7 @@ class Repeated:
         self._frame = frame
         self._first, self._last = frame[0] + self._cut[0], self._cut[1] + frame[1]
         self._between = self._last + self._first
+        self._written_of = itemgetter(slice(len(self._first), -len(self._last)))
 
     def texts_of(self, events: Sequence[bytes], frame: Frame) -> tuple[list[bytes], list[str]] | None:
         """See `Template`. None, too, where one is without text."""
@@ -49,8 +51,7 @@ class Repeated:
         whole = b"".join(events)
         if len(whole) < len(events) * len(self._between):
             return None
-        start, end = len(self._first), -len(self._last)
-        written = [event[start:end] for event in events]
+        written = list(map(self._written_of, events))
         # To write them all anew and compare takes less time than to look at each. It takes no more memory: see above.
         if self._first + self._between.join(written) + self._last != whole:
             return None
