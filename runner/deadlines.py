@@ -148,7 +148,7 @@ class Watch:
             self._arm(max(min(when, ceiling), now + patience_s))
 
     def __enter__(self) -> Watch:
-        task = self._task = asyncio.current_task()
+        task = self._task = asyncio.current_task(self._loop)
         assert task is not None
         self._cancelling = task.cancelling()
         self._outer = _CURRENT.set(self)

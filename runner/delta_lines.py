@@ -21,24 +21,25 @@ _DELTA_LINE: Final = _LINE % (b"%b", b"%d", b"%b", b"%b")
 
 
 class DeltaLines:
-    """What deltas.jsonl is told of one job, an attempt after the other."""
+    """What deltas.jsonl is told of one job, an attempt after the other: each begins with `begin`."""
 
     __slots__ = ("_alike", "_head", "_id_json", "_journal", "_keeps", "_line", "_seq")
+    _head: bytes
+    _seq: int
 
     def __init__(self, journal: Journal, job_id: str, *, keeps: bool) -> None:
         self._journal = journal
         self._keeps = keeps
         self._id_json = orjson.dumps(job_id)
-        self.begin(0)
+        self._alike = (b"", b"", b"")
+        """What the last texts had in common: head, and payload before and behind the text…"""
+        self._line = b""
+        """…and the format of their lines."""
 
     def begin(self, attempt: int, seq: int = 0) -> None:
         """What comes is of this attempt, and its first line has this number."""
         self._head = b'{"custom_id":%b,"attempt":%d,"seq":' % (self._id_json, attempt)
         self._seq = seq
-        self._alike = (b"", b"", b"")
-        """What the last texts had in common: head, and payload before and behind the text…"""
-        self._line = b""
-        """…and the format of their lines."""
 
     def void(self, attempt: int, reason: str) -> None:
         """What stands there of this attempt is void."""
