@@ -262,12 +262,13 @@ class Connection(asyncio.BufferedProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header, or a trailer, which is left out."""
-        self._field_bytes += len(name) + len(value)
-        if self._field_bytes > MAX_HEAD_BYTES:
+        size = self._field_bytes = self._field_bytes + len(name) + len(value)
+        if size > MAX_HEAD_BYTES:
             raise _Unwanted(f"more than {MAX_HEAD_BYTES} bytes of headers")
         if not self._status:
-            self._headers.append((name, value.rstrip(b" \t")))
-            if len(self._headers) > MAX_HEADERS:
+            headers = self._headers
+            headers.append((name, value.rstrip(b" \t")))
+            if len(headers) > MAX_HEADERS:
                 raise _Unwanted(f"more than {MAX_HEADERS} headers")
 
     def on_headers_complete(self) -> None:
