@@ -59,7 +59,7 @@ CELLS = (
         CLIENTS,
         repeated=True,
     ),
-    Cell("one-chunk", "answers of one chunk", (Load(2_000, 64, 1),), (Load(10_000, 64, 1),), CLIENTS, repeated=True),
+    Cell("one-chunk", "answers of one chunk", (Load(5_000, 64, 1),), (Load(10_000, 64, 1),), CLIENTS, repeated=True),
     Cell("many", "a chunk every 100 ms", (Load(5_000, 5_000, 50, 100),), (Load(5_000, 5_000, 300, 100),), QUICK),
     Cell(
         "sustained",
