@@ -6,7 +6,7 @@ All of it happens before anything is sent, so that a refusal costs nothing; the 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,6 +19,7 @@ import orjson
 from runner import manifest, preflight
 from runner.digests import DigestMap, id_key
 from runner.earlier import EarlierDeltas
+from runner.errors import UsageError
 from runner.files import FileSystem, OsFiles, atomic_write, read_file
 from runner.lock import lock_folder
 from runner.plan import Plan
@@ -91,6 +92,17 @@ class Folder:
         atomic_write(self.fs, self.path / MANIFEST, manifest.encode(current | {"one_input": self.one_input}))
 
 
+def refuse_strangers(fs: FileSystem, folder: Path, names: Iterable[str]) -> None:
+    """Refuses a folder that belongs to no run, with files under these names: they are somebody else's.
+
+    Raises:
+        UsageError: there is one.
+    """
+    for name in names:
+        if fs.exists(folder / name):
+            raise UsageError(f"{folder / name} isn't this program's, and would be written over: {manifest.ELSEWHERE}")
+
+
 def write_summary(fs: FileSystem, path: Path, summary: dict[str, Any]) -> None:
     """Writes summary.json into the folder `path`."""
     data = orjson.dumps(summary, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
@@ -132,6 +144,8 @@ async def open_folder(fs: FileSystem, plan: Plan) -> Folder:
     described = folder.described(plan)
     if earlier is not None:
         manifest.check_same_input(earlier, described, plan.out)
+    elif not fs.exists(plan.out / RESULTS):
+        refuse_strangers(fs, plan.out, (SUMMARY,))
     await _recover(folder)
     if earlier is not None and len(folder.done):
         manifest.check_same_origin(earlier, simulated=plan.simulate is not None, folder=plan.out)

@@ -33,6 +33,7 @@ from tests.process import write_jobs
 
 JOBS = [f"j{n}" for n in range(4)]
 MANIFEST = OUT / "manifest.json"
+SUMMARY = OUT / "summary.json"
 
 
 @pytest.fixture
@@ -248,6 +249,23 @@ def test_a_manifest_that_is_none_is_refused(finished, world, data):
     finished.put(MANIFEST, data)
     with pytest.raises(UsageError, match=r"manifest\.json is not a manifest.*--fresh"):
         opened(finished, world)
+
+
+def test_a_summary_of_somebody_else_is_not_written_over(world):
+    fs = MemoryFiles()
+    make_folder(fs, OUT)
+    fs.put(SUMMARY, b"mine")
+    state = fs.state()
+    with pytest.raises(UsageError, match=r"summary\.json isn't this program's.*--out.*--fresh"):
+        run(fs, world)
+    assert fs.state() == state
+
+
+def test_a_run_whose_manifest_was_lost_goes_on_beside_its_summary(finished, world):
+    finished.put(SUMMARY, b"ours")
+    finished.remove(MANIFEST)
+    run(finished, world)
+    check_finished(finished, world, JOBS)
 
 
 def test_the_folder_of_a_load_test_is_refused_by_that_name(finished, world):

@@ -25,7 +25,7 @@ import orjson
 from runner.digests import id_key
 from runner.errors import UsageError
 from runner.files import AppendFile, OsFiles, atomic_write, read_file
-from runner.folder import FILES, LOAD_CSV, LOAD_JSON, MANIFEST, REPORT
+from runner.folder import FILES, LOAD_CSV, LOAD_JSON, MANIFEST, REPORT, refuse_strangers
 from runner.load import html, results, sheet
 from runner.load.export import LAYOUTS, export
 from runner.load.results import LoadResult
@@ -67,6 +67,7 @@ class Store:
         """
         data = read_file(self.fs, self.path / MANIFEST)
         if data is None:
+            refuse_strangers(self.fs, self.path, (LOAD_JSON, LOAD_CSV, REPORT))
             return None
         try:
             found = orjson.loads(data)

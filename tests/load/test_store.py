@@ -67,6 +67,13 @@ def test_the_folder_of_a_run_is_refused(tmp_path):
         Store(tmp_path).manifest()
 
 
+@pytest.mark.parametrize("name", ["load.json", "load.csv", "report.html"])
+def test_a_report_of_somebody_else_is_not_written_over(tmp_path, name):
+    (tmp_path / name).write_bytes(b"mine")
+    with pytest.raises(UsageError, match=f"{name} isn't this program's.*--out.*--fresh"):
+        Store(tmp_path).manifest()
+
+
 def test_a_manifest_is_read_as_it_was_written(tmp_path):
     store = Store(tmp_path)
     assert store.manifest() is None
