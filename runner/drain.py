@@ -28,10 +28,13 @@ class Drain:
         self._admission = admission
         self._grace_s = grace_s
         self._asked = anyio.Event()
-        self.asked = False
-        """Whether no further job may begin."""
         self.reason: Reason | None = None
         self.scope = anyio.CancelScope()
+
+    @property
+    def asked(self) -> bool:
+        """Whether no further job may begin."""
+        return self._asked.is_set()
 
     async def wait(self) -> None:
         """Returns when the drain has begun."""
@@ -41,7 +44,6 @@ class Drain:
         """Begins the drain. The first reason stands."""
         if self.reason is None:
             self.reason = Reason(exit_code, text)
-            self.asked = True
             self._asked.set()
             self._admission.close()
 

@@ -16,7 +16,6 @@ from runner.ratelimits import Allowance
 from runner.tickets import BY_NAME, MEASURES, Measure, Need, NeverFits
 
 if TYPE_CHECKING:
-    from runner.outcome import Usage
     from runner.settings import ModelLimits
 
 AGREED: Final = 3
@@ -30,7 +29,6 @@ class LaneLimits:
         """`token_limit`: a limit of tokens a minute that holds beside these."""
         self.concurrency = configured.concurrency
         self.buckets: dict[str, Bucket | Quota] = {}
-        self._days: list[tuple[Measure, Quota]] = []
         self._configured = configured
         self._token_limit = token_limit
         self._clock = clock
@@ -39,13 +37,10 @@ class LaneLimits:
         self._newly_agreed = False
         for measure in MEASURES:
             limit = getattr(configured, measure.name)
-            if limit is None:
-                continue
-            if measure.window_s == 60:
-                self.buckets[measure.name] = Bucket(limit, clock)
-            else:
-                self.buckets[measure.name] = quota = Quota(limit, clock, window_s=measure.window_s)
-                self._days.append((measure, quota))
+            if limit is not None:
+                self.buckets[measure.name] = (
+                    Bucket(limit, clock) if measure.window_s == 60 else Quota(limit, clock, window_s=measure.window_s)
+                )
 
     # ── Using ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -80,10 +75,10 @@ class LaneLimits:
 
     def used_up(self, need: Need) -> tuple[str | None, float]:
         """The limit of a day that has no room, and for how long at most; an attempt isn't taken to wait for that."""
-        for measure, quota in self._days:
-            wait_s = quota.opens_in(measure.of(need))
+        for name, bucket in self.buckets.items():
+            wait_s = bucket.opens_in(BY_NAME[name].of(need)) if isinstance(bucket, Quota) else 0.0
             if wait_s > 0:
-                return measure.label, wait_s
+                return BY_NAME[name].label, wait_s
         return None, 0.0
 
     def have(self, need: Need) -> bool:
@@ -120,11 +115,10 @@ class LaneLimits:
         for name in names:
             self.buckets[name].correct(BY_NAME[name].of(need))
 
-    def correct(self, need: Need, used: Usage | Need, paid_s: float, *, refunds: bool) -> None:
+    def correct(self, need: Need, used: Need, paid_s: float, *, refunds: bool) -> None:
         """Gives back what was reserved beyond the real usage, if `refunds`, or takes what is missing."""
-        real = Need(used.input_tokens, used.output_tokens)
         for name, bucket in self.buckets.items():
-            difference = BY_NAME[name].of(need) - BY_NAME[name].of(real)
+            difference = BY_NAME[name].of(need) - BY_NAME[name].of(used)
             if difference < 0 or (difference > 0 and refunds):
                 bucket.correct(difference, paid_s)
 

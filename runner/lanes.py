@@ -111,7 +111,8 @@ class Lane:
             return
         need, refunds = ticket.need, self._clock() >= self._no_refunds_until_s
         if self.limits.buckets:
-            self.limits.correct(need, used, ticket.granted_s, refunds=refunds)
+            real = Need(used.input_tokens, used.output_tokens)
+            self.limits.correct(need, real, ticket.granted_s, refunds=refunds)
         unused = need.tokens - used.input_tokens - used.output_tokens
         if refunds or unused < 0:
             self._gate.correct(unused, ticket.granted_s)
@@ -362,8 +363,7 @@ class Lane:
         self._input.add(need.input_tokens)
         endpoint.admitted += 1
         ticket = Ticket(need, self, endpoint, waited_s, now, self._admitted, self._admitted_tokens, place, attempt)
-        if not endpoint.breaker.closed:
-            endpoint.breaker.sent(ticket)
+        endpoint.breaker.sent(ticket)
         self._turn.count()
         if self.cooldown.probing:
             self.cooldown.sent(ticket)
@@ -404,7 +404,7 @@ class Lane:
 
     def ready_for(self, need: Need) -> bool:
         """Whether it could take such an attempt at once."""
-        return self._serving is None and self.endpoint.fault is None and self._hindrance(need)[0] is None
+        return self._serving is None and not self.endpoint.disabled and self._hindrance(need)[0] is None
 
     def wake(self) -> None:
         """Something changed that it may be waiting for."""

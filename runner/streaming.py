@@ -31,6 +31,7 @@ _SMALL_BYTES: Final = 2 * KIB
 _SHORTEST: Final = len(b'data: {"choices":[{"text":"x"}]}\n\n')
 """Of an event that brings text. What is shorter on the average is mostly blank lines and keep-alives."""
 _LARGEST_FRAME: Final = 256
+"""Bytes round an event's data that are looked for in the next ones, too: a name, a keep-alive."""
 _new = tuple.__new__  # a NamedTuple's own constructor is a Python function
 
 Run = tuple[list[bytes], list[int]]

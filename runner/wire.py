@@ -73,9 +73,8 @@ def prompts_of(job: Job) -> int:
 
 def output_cap_of(job: Job) -> int | None:
     """The most tokens that its line allows each choice; None: it names no number."""
-    body = job.body
     for key in _CAPS:
-        if key in body and type(body[key]) is int and body[key] >= 0:
-            cap: int = body[key]
+        cap = job.body.get(key)
+        if type(cap) is int and cap >= 0:
             return cap
     return None

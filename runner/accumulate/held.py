@@ -58,8 +58,7 @@ class Text:
         self._parts: list[str] = []
         self._loose_bytes = 0
         held.bytes += _TEXT_BYTES
-        if text:
-            self.add(text)
+        self.add(text)
 
     def add(self, text: str) -> None:
         """Appends."""

@@ -103,8 +103,7 @@ class Body(ResponseBody):
     @property
     def gather_s(self) -> float:
         """See `ResponseBody`."""
-        seconds = Body._poured / GATHERED_PER_S
-        return min(seconds, MAX_GATHER_S) if seconds > GATHER_S else GATHER_S
+        return min(max(GATHER_S, Body._poured / GATHERED_PER_S), MAX_GATHER_S)
 
     def _due(self) -> None:
         self._timer = None
