@@ -57,6 +57,7 @@ class Admission:
         self._routes: dict[str | None, tuple[Lane, ...]] = {}
         self._waiting: set[Waiter] = set()
         self._tasks: TaskGroup | None = None
+        self._closed = False  # as `_ended` is set; asked for each request, and an event's own answer takes three calls
         self._ended = anyio.Event()
 
     @classmethod
@@ -106,7 +107,7 @@ class Admission:
             AllDisabled: none of those that serve it can be used any more.
             AdmissionClosed: the run drains.
         """
-        if self._ended.is_set():
+        if self._closed:
             raise AdmissionClosed
         lanes, need = _fitting(self._serving(model, only), need)
         if self._tasks is not None and len(lanes) == 1 and again is None and not self._waiting:
@@ -211,6 +212,7 @@ class Admission:
 
     def close(self) -> None:
         """Nobody is admitted any more; those who wait get AdmissionClosed, and `run` returns."""
+        self._closed = True
         self._ended.set()
         for waiter in self._waiting:
             if not waiter.turn.done():
@@ -230,7 +232,7 @@ class Admission:
                 self._routes[model] = route
         if not route:
             raise NotServed(f"no endpoint serves the model {model}" if model else "no endpoint serves unnamed models")
-        if len(route) == 1 and not route[0].endpoint.disabled and only is None:
+        if len(route) == 1 and route[0].endpoint.fault is None and only is None:
             return route
         usable = tuple(lane for lane in route if not lane.endpoint.disabled)
         if not usable:

@@ -24,15 +24,12 @@ class Cooldown:
     def __init__(self) -> None:
         self.until_s = 0.0
         self._next_s = START_S
+        self.in_vain = False
+        """Whether nothing was accepted since the last one."""
         self.probing = False
         """Whether the next attempt that goes is a probe, or one is under way."""
         self.probe: Ticket | None = None
         """The probe that is under way: everybody waits for its answer."""
-
-    @property
-    def in_vain(self) -> bool:
-        """Whether nothing was accepted since the last one."""
-        return self._next_s > START_S
 
     def begin(self, now_s: float, advice_s: float | None) -> float:
         """An episode of refusals begins; returns for how long nothing is sent."""
@@ -41,7 +38,7 @@ class Cooldown:
         self._next_s = min(2 * self._next_s, MAX_S)
         pause_s = max(advice_s or 0.0, own_s)
         self.extend(now_s, pause_s)
-        self.probing = True
+        self.in_vain = self.probing = True
         return pause_s
 
     def extend(self, now_s: float, advice_s: float | None) -> None:
@@ -56,7 +53,7 @@ class Cooldown:
     def accepted(self, ticket: Ticket) -> None:
         """The server let an attempt in; of those that were sent before the pause that proves nothing."""
         if ticket.granted_s >= self.until_s:
-            self.probing = False
+            self.in_vain = self.probing = False
             self.probe = None  # its stream may go on for long: a later pause isn't its business
             self._next_s = START_S
 

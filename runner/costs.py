@@ -29,7 +29,7 @@ def cost_of(
     `tier` is the service tier that the answer names: the one that served it, whichever was asked for. One without a
     price of its own costs what the default does, but for priority, which is dearer: its cost is unknown.
     """
-    price = price_of(model, prices)
+    price = price_of(model, prices) if prices else None
     if price is not None and tier in ("flex", "priority"):
         price = getattr(price, tier) or (price if tier == "flex" else None)
     if usage is None or price is None:

@@ -82,10 +82,14 @@ class DigestSet:
 
     def _grow(self) -> None:
         old = self._keys
-        self._keys = array("Q", bytes(8)) * (2 * len(old))
-        for key in old:
+        keys = self._keys = array("Q", bytes(8)) * (2 * len(old))
+        mask = len(keys) - 1
+        for key in old:  # all differ; to call `_slot` for each would be half of what a key costs
             if key != _EMPTY:
-                self._keys[self._slot(key)] = key
+                slot = key & mask
+                while keys[slot] != _EMPTY:
+                    slot = (slot + 1) & mask
+                keys[slot] = key
 
     def __contains__(self, key: int) -> bool:
         return self._has_empty if key == _EMPTY else self._keys[self._slot(key)] == key

@@ -28,13 +28,10 @@ class Drain:
         self._admission = admission
         self._grace_s = grace_s
         self._asked = anyio.Event()
+        self.asked = False
+        """Whether no further job may begin. Asked for each, and an event's own answer takes three calls."""
         self.reason: Reason | None = None
         self.scope = anyio.CancelScope()
-
-    @property
-    def asked(self) -> bool:
-        """Whether no further job may begin."""
-        return self._asked.is_set()
 
     async def wait(self) -> None:
         """Returns when the drain has begun."""
@@ -44,6 +41,7 @@ class Drain:
         """Begins the drain. The first reason stands."""
         if self.reason is None:
             self.reason = Reason(exit_code, text)
+            self.asked = True
             self._asked.set()
             self._admission.close()
 

@@ -363,7 +363,8 @@ class Lane:
         self._input.add(need.input_tokens)
         endpoint.admitted += 1
         ticket = Ticket(need, self, endpoint, waited_s, now, self._admitted, self._admitted_tokens, place, attempt)
-        endpoint.breaker.sent(ticket)
+        if not endpoint.breaker.closed:
+            endpoint.breaker.sent(ticket)
         self._turn.count()
         if self.cooldown.probing:
             self.cooldown.sent(ticket)
@@ -404,7 +405,7 @@ class Lane:
 
     def ready_for(self, need: Need) -> bool:
         """Whether it could take such an attempt at once."""
-        return self._serving is None and not self.endpoint.disabled and self._hindrance(need)[0] is None
+        return self._serving is None and self.endpoint.fault is None and self._hindrance(need)[0] is None
 
     def wake(self) -> None:
         """Something changed that it may be waiting for."""

@@ -58,7 +58,8 @@ class Text:
         self._parts: list[str] = []
         self._loose_bytes = 0
         held.bytes += _TEXT_BYTES
-        self.add(text)
+        if text:
+            self.add(text)
 
     def add(self, text: str) -> None:
         """Appends."""

@@ -39,7 +39,7 @@ class FreeAdmission(Admission):
     ) -> Ticket:
         """See `Admission`; NeverFits isn't raised."""
         del key, avoid, again
-        if self._ended.is_set():
+        if self._closed:
             raise AdmissionClosed
         lanes = self._serving(model, only)
         lane = lanes[next(self._turn) % len(lanes)]
